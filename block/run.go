@@ -1,0 +1,146 @@
+package block
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// MaxRun is the most blocks that a run with content may cover (1 MiB). A run of
+// zeros may cover up to [math.MaxUint32] blocks, since it has no payload.
+const MaxRun = 256
+
+// A Codec says how a run's payload stands for its blocks. The numbers are part
+// of the wire and segment formats and never change their meaning.
+type Codec uint8
+
+// The codecs.
+const (
+	Zero Codec = 0 // every byte is zero; no payload
+	Raw  Codec = 1 // the bytes themselves
+	Zstd Codec = 2 // one Zstandard frame (RFC 8878) of the bytes
+)
+
+// String returns the codec's name.
+func (c Codec) String() string {
+	switch c {
+	case Zero:
+		return "zero"
+	case Raw:
+		return "raw"
+	case Zstd:
+		return "zstd"
+	}
+	return fmt.Sprintf("codec(%d)", uint8(c))
+}
+
+// A Run is the content of one extent, encoded once at the source: its payload
+// travels and is stored as it is. Whoever holds a Run owns its payload.
+type Run struct {
+	Extent  Extent
+	Codec   Codec
+	Payload []byte
+}
+
+// ErrBadRun is wrapped by every error about a run that breaks the rules of
+// [Run.Validate] or whose payload does not decode.
+var ErrBadRun = errors.New("bad run")
+
+// Validate reports whether the run obeys the limits of its codec. It does not
+// look inside the payload.
+func (r Run) Validate() error {
+	e, n := r.Extent, uint64(len(r.Payload))
+	switch {
+	case e.Count == 0:
+		return fmt.Errorf("%w: %v is empty", ErrBadRun, e)
+	case e.Count > math.MaxUint32 || e.Start > math.MaxInt64/Size-e.Count:
+		return fmt.Errorf("%w: %v is out of range", ErrBadRun, e)
+	case r.Codec == Zero && n != 0:
+		return fmt.Errorf("%w: %v of zeros has a payload of %d bytes", ErrBadRun, e, n)
+	case r.Codec == Zero:
+		return nil
+	case e.Count > MaxRun:
+		return fmt.Errorf("%w: %v has more than %d blocks", ErrBadRun, e, MaxRun)
+	case r.Codec == Raw && n != e.Count*Size:
+		return fmt.Errorf("%w: %v has %d raw bytes", ErrBadRun, e, n)
+	case r.Codec == Zstd && (n == 0 || n >= e.Count*Size):
+		return fmt.Errorf("%w: %v has %d compressed bytes", ErrBadRun, e, n)
+	case r.Codec > Zstd:
+		return fmt.Errorf("%w: %v has unknown %v", ErrBadRun, e, r.Codec)
+	}
+	return nil
+}
+
+// Stateless coders, safe for concurrent use: EncodeAll and DecodeAll only.
+var (
+	encoder = must(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false)))
+	decoder = must(zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(MaxRun*Size), zstd.WithDecodeAllCapLimit(true)))
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err) // constant options
+	}
+	return v
+}
+
+// Encode makes the run of extent e with content data, which must be e.Bytes()
+// long and at most [MaxRun] blocks. Zeros get no payload; with compress, data
+// that shrinks by at least an eighth is compressed. The payload may alias data.
+func Encode(e Extent, data []byte, compress bool) Run {
+	if int64(len(data)) != e.Bytes() || e.Count == 0 || e.Count > MaxRun {
+		panic(fmt.Sprintf("block: encode %v with %d bytes", e, len(data)))
+	}
+	if IsZero(data) {
+		return Run{Extent: e, Codec: Zero}
+	}
+	if compress {
+		if p := encoder.EncodeAll(data, make([]byte, 0, len(data)/2)); len(p) < len(data)-len(data)/8 {
+			return Run{Extent: e, Codec: Zstd, Payload: p}
+		}
+	}
+	return Run{Extent: e, Codec: Raw, Payload: data}
+}
+
+// Decode writes the run's content to dst, which must be r.Extent.Bytes() long.
+// Errors wrap [ErrBadRun].
+func (r Run) Decode(dst []byte) error {
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	if int64(len(dst)) != r.Extent.Bytes() {
+		return fmt.Errorf("%w: %v decoded into %d bytes", ErrBadRun, r.Extent, len(dst))
+	}
+	switch r.Codec {
+	case Zero:
+		clear(dst)
+	case Raw:
+		copy(dst, r.Payload)
+	case Zstd:
+		out, err := decoder.DecodeAll(r.Payload, dst[:0:len(dst)])
+		if err != nil {
+			return fmt.Errorf("%w: decode %v: %w", ErrBadRun, r.Extent, err)
+		}
+		if len(out) != len(dst) {
+			return fmt.Errorf("%w: %v decodes to %d bytes", ErrBadRun, r.Extent, len(out))
+		}
+	}
+	return nil
+}
+
+// zeros is compared with, a piece at a time: bytes.Equal runs at memory speed.
+var zeros [64 << 10]byte
+
+// IsZero reports whether every byte of b is zero.
+func IsZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if string(b[:n]) != string(zeros[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}

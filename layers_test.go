@@ -1,0 +1,83 @@
+package rehost
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// layers says which packages of this module each package may import, tests
+// aside. The order is the road of a block; whoever adds a package puts it here
+// and says in its doc comment what goes in and what comes out.
+var layers = map[string][]string{
+	"":                  nil,
+	"block":             nil,
+	"ca":                nil,
+	"capture":           {"block", "capture/bpf"},
+	"capture/bpf":       nil,
+	"wire":              {"block", "ca"},
+	"store":             {"block"},
+	"receive":           {"block", "wire", "store", "ca"},
+	"export":            {"block"},
+	"launch":            {"block"},
+	"launch/qemu":       {"block", "launch"},
+	"launch/launchtest": {"block", "launch", "internal/testvm"},
+	"identity":          nil,
+	"awsapi":            {"identity"},
+	"awsapi/mgn":        {"awsapi"},
+	"awsapi/formgn":     {"awsapi"},
+	"awsapi/generate":   nil,
+	"control":           {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
+	"agent":             {"block", "ca", "capture", "wire", "awsapi", "awsapi/formgn"},
+	"cmd/rehost-agent":  {"agent"},
+	"internal/fault":    {"block"},
+	"internal/testvm":   nil,
+}
+
+// agentMayLink is all that the program on a source server is made of: small
+// enough to be read by those who are to trust it.
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "cmd/rehost-agent"}
+
+func list(t *testing.T, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list %v: %v", args, err)
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}
+
+func inModule(path string) (string, bool) {
+	if path == "rehost" {
+		return "", true
+	}
+	return strings.CutPrefix(path, "rehost/")
+}
+
+func TestLayers(t *testing.T) {
+	for _, line := range list(t, "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...") {
+		words := strings.Fields(line)
+		pkg, _ := inModule(words[0])
+		may, known := layers[pkg]
+		if !known {
+			t.Errorf("package %q is not on the import map in layers_test.go: put it there", pkg)
+		}
+		if pkg == "cmd/rehost" || strings.HasPrefix(pkg, "e2e") || strings.HasPrefix(pkg, "bench") {
+			continue // these tie everything together
+		}
+		for _, imp := range words[1:] {
+			if dep, ok := inModule(imp); ok && !slices.Contains(may, dep) {
+				t.Errorf("%s imports %s, which the import map does not allow", pkg, dep)
+			}
+		}
+	}
+}
+
+func TestLayers_Agent(t *testing.T) {
+	for _, path := range list(t, "-deps", "./cmd/rehost-agent") {
+		if dep, ok := inModule(path); ok && !slices.Contains(agentMayLink, dep) {
+			t.Errorf("rehost-agent links %s", dep)
+		}
+	}
+}
