@@ -53,7 +53,9 @@ func newCrashFS(r *rand.Rand) *crashFS {
 	return &crashFS{rand: r, root: map[string]*inode{}, old: map[string]*inode{}, locks: map[string]bool{}}
 }
 
-func (c *crashFS) err(op, path string, err error) error { return &fs.PathError{Op: op, Path: path, Err: err} }
+func (c *crashFS) err(op, path string, err error) error {
+	return &fs.PathError{Op: op, Path: path, Err: err}
+}
 
 // crash is the power cut. The old file system must not be used any more.
 func (c *crashFS) crash() *crashFS {
