@@ -92,7 +92,7 @@ func newModel(t testing.TB, r *rand.Rand, fsys fileSystem) *model {
 func (m *model) open() {
 	m.t.Helper()
 	var err error
-	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: 24 << 10}); err != nil {
+	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: 24 << 10, chunkSize: 13 * block.Size}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { m.store.Close() })
