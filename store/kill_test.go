@@ -126,7 +126,7 @@ func TestReplica_Kill(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	kills := 30
+	kills := 24
 	if testing.Short() {
 		kills = 5
 	}

@@ -19,7 +19,7 @@ var mutations = []struct{ name, file, from, to, tests string }{
 	{"metadata not synced", "fs.go", "		err = f.Sync()\n", "", "Replica_Crash$"},
 	{"torn payload taken", "scan.go", "if r.offset+r.size() > durable {", "if false {", "Replica_Crash$"},
 	{"interrupted sealing taken for damage", "scan.go", "if err == nil || mustSeal {", "if true {", "Replica_Crash$"},
-	{"damage taken for a torn tail", "scan.go", "if !evidence {", "if true {", "FlippedByteUnsealed"},
+	{"damage taken for a torn tail", "scan.go", "if !evidence {", "if evidence || true {", "FlippedByteUnsealed"},
 	{"runs of another session taken", "history.go", "if session != h.session || h.staged == nil {", "if h.staged == nil {", "Replica_Model|Replica_Crash$"},
 	{"lower generation taken", "replica.go", "generation < r.Generation()", "false", "Fencing"},
 	{"fenced writer goes on", "replica.go", "r.writer.stop(ErrFenced)", "error(nil)", "Fencing"},
