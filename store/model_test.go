@@ -445,3 +445,35 @@ func TestReplica_CrashWithoutSync(t *testing.T) {
 	}
 	t.Fatal("a store that never syncs passed the crash test")
 }
+
+// TestFlatten compares with painting blocks one piece after the other.
+func TestFlatten(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 4))
+	for range 3000 {
+		list := make([]piece, r.IntN(30))
+		var painted [3][80]int // 1 + which piece
+		for i := range list {
+			p := piece{disk: block.DiskID(r.IntN(3)), start: r.Uint64N(60), count: 1 + r.Uint32N(20), offset: uint64(i)}
+			list[i] = p
+			for b := p.start; b < p.end(); b++ {
+				painted[p.disk][b] = i + 1
+			}
+		}
+		flat := flatten(list)
+		for i, p := range flat {
+			if i > 0 && (p.disk < flat[i-1].disk || p.disk == flat[i-1].disk && p.start < flat[i-1].end()) {
+				t.Fatalf("seed %d: %v overlaps or is out of order", seed, p)
+			}
+			for b := p.start; b < p.end(); b++ {
+				if painted[p.disk][b] != int(p.offset)+1 || list[p.offset].start+uint64(p.skip) != p.start {
+					t.Fatalf("seed %d: block %d is of piece %d, want %d", seed, b, p.offset, painted[p.disk][b]-1)
+				}
+				painted[p.disk][b] = 0
+			}
+		}
+		if painted != [3][80]int{} {
+			t.Fatalf("seed %d: blocks are missing", seed)
+		}
+	}
+}
