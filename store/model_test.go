@@ -329,7 +329,7 @@ func (m *model) compare(r *Replica, seq block.Seq) error {
 // TestReplica_Model does random things to a replica and compares every so often,
 // through the live replica, a read-only one beside it, and a reopened one.
 func TestReplica_Model(t *testing.T) {
-	for range 6 {
+	for range 4 {
 		seed := rand.Uint64()
 		m := newModel(t, rand.New(rand.NewPCG(seed, 1)), nil)
 		ro, err := Open(m.dir, m.keys, Options{ReadOnly: true})
@@ -427,7 +427,7 @@ func crashes(t testing.TB, seed uint64, n int, prepare func(*crashFS)) error {
 }
 
 func TestReplica_Crash(t *testing.T) {
-	for range 25 {
+	for range 15 {
 		seed := rand.Uint64()
 		if err := crashes(t, seed, 8, nil); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
