@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"rehost/block"
+	"rehost/store"
 	"rehost/wire"
 )
 
@@ -38,24 +39,20 @@ func refusal(cause error) *wire.RefusedError {
 
 func storeRefusal(err error) *wire.RefusedError {
 	switch {
-	case isFenced(err):
+	case errors.Is(err, store.ErrFenced):
 		return &wire.RefusedError{Code: wire.Fenced, Message: "a newer session of this source server has begun",
 			Hint: "if this is not the same agent reconnecting, two agents run with one identity: remove one"}
-	case isFull(err):
+	case errors.Is(err, store.ErrFull), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return &wire.RefusedError{Code: wire.StagingFull, Message: "the replication server's storage is full",
 			Hint: "add space to its file system or delete replicas; the agent goes on by itself then"}
 	case isCorrupt(err):
 		return &wire.RefusedError{Code: wire.Corrupt, Message: "the replica of this source server is damaged",
 			Hint: "run `rehost store verify` on the replication server; replication may have to start afresh"}
-	case errors.Is(err, block.ErrBadRun), isIncomplete(err):
+	case errors.Is(err, block.ErrBadRun), errors.Is(err, store.ErrIncomplete), errors.Is(err, store.ErrCommitted):
 		return &wire.RefusedError{Code: wire.Protocol, Message: err.Error()}
 	}
 	return &wire.RefusedError{Code: wire.Internal, Message: "the replication server could not store the data",
 		Hint: "its log has the reason; the agent tries again by itself"}
-}
-
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // controllerRefusal is what an agent is told when the Controller says no.

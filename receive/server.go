@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"rehost/ca"
+	"rehost/store"
 	"rehost/wire"
 )
 
@@ -339,7 +340,7 @@ func (s *Server) replace(ctx context.Context, p *peer, generation uint64) error 
 	if old == nil {
 		return nil
 	}
-	fenced := storeRefusal(ErrFenced)
+	fenced := storeRefusal(store.ErrFenced)
 	if generation < old.agent.Generation {
 		return fenced
 	}
