@@ -16,7 +16,6 @@ import (
 
 	"rehost/block"
 	"rehost/internal/fault"
-	"rehost/internal/loop"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -106,7 +105,7 @@ func (r *replica) last() block.Seq {
 }
 
 // disksOf are loop devices as disks of a server.
-func disksOf(t *testing.T, list ...*loop.Device) (out []block.Disk) {
+func disksOf(t *testing.T, list ...*fault.Disk) (out []block.Disk) {
 	t.Helper()
 	for i, l := range list {
 		d, err := Resolve([]string{l.Path})
@@ -271,30 +270,77 @@ func TestEngine_Follows(t *testing.T) {
 	}
 }
 
-// TestEngine_Vanishes pulls a disk while it is replicated.
-func TestEngine_Vanishes(t *testing.T) {
-	l := fault.Loop(t, 8<<20)
-	disks := disksOf(t, l)
-	e := openEngine(t, Options{Disks: disks})
-	rep := newReplica(disks)
-	done := make(chan error, 1)
-	go func() { done <- e.Run(t.Context(), rep, 0) }()
-	waitPoint(t, rep)
-	if err := l.Pull(); err != nil {
-		t.Fatal(err)
-	}
-	var disk *DiskError
-	select {
-	case err := <-done:
-		if !errors.As(err, &disk) {
-			t.Skipf("SKIPPED: pulling a loop device that is open only marks it here: %v", err)
+// TestEngine_DiskFails takes the end of a disk away, silently and not, and wants
+// an error that names the disk and the place, and never zeros for what is gone.
+func TestEngine_DiskFails(t *testing.T) {
+	t.Run("unreadable", func(t *testing.T) {
+		l := fault.Loop(t, 8<<20)
+		disks := disksOf(t, l)
+		e := openEngine(t, Options{Disks: disks})
+		l.Truncate(t, 5<<20)
+		rep := newReplica(disks)
+		err := e.Run(t.Context(), rep, 0)
+		var disk *DiskError
+		if !errors.As(err, &disk) || disk.Disk != l.Path || disk.Op != "read" || disk.Offset < 5<<20 || !errors.Is(err, unix.EIO) {
+			t.Fatalf("got %v, want EIO of %s at or behind byte %d", err, l.Path, 5<<20)
 		}
-		if disk.Disk != l.Path {
-			t.Fatalf("got %v, want an error of %s", err, l.Path)
+		if len(rep.points) != 0 {
+			t.Fatalf("a disk that cannot be read was committed: %v", rep.points)
 		}
-		t.Log(err)
-	case <-time.After(5 * time.Second):
-		t.Skip("SKIPPED: this kernel keeps a pulled loop device alive while it is open (autoclear)")
+		if s := e.Status(); s.State != Stalled || !errors.Is(s.Err, unix.EIO) {
+			t.Fatalf("status is %s, %v", s.State, s.Err)
+		}
+	})
+	t.Run("shrinks", func(t *testing.T) {
+		l := fault.Loop(t, 8<<20)
+		disks := disksOf(t, l)
+		e := openEngine(t, Options{Disks: disks})
+		rep := newReplica(disks)
+		done := make(chan error, 1)
+		go func() { done <- e.Run(t.Context(), rep, 0) }()
+		waitPoint(t, rep)
+		l.Shrink(t, 4<<20)
+		if err := <-done; !errors.Is(err, ErrShrunk) {
+			t.Fatalf("got %v, want %v", err, ErrShrunk)
+		}
+	})
+}
+
+// TestEngine_SinkFails breaks every session after a few runs while the disk is
+// written to; sessions that each continue from the last must lose nothing.
+func TestEngine_SinkFails(t *testing.T) {
+	for _, noEBPF := range []bool{false, true} {
+		l := fault.Loop(t, 24<<20)
+		disks := disksOf(t, l)
+		f := openDirect(t, l.Path, 0)
+		e := openEngine(t, Options{Disks: disks, NoEBPF: noEBPF, Progress: 6 << 20})
+		rep := newReplica(disks)
+		buf := newBuffer()
+		r := rand.New(rand.NewPCG(7, 7))
+		for session := range 12 {
+			for range 40 {
+				buf[0], buf[1] = byte(session), byte(r.Uint32())
+				f.WriteAt(buf[:block.Size], r.Int64N(24<<20/block.Size)*block.Size)
+			}
+			left := 9
+			rep.putErr = func(block.Run) error {
+				if left--; left < 0 {
+					return errLost
+				}
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			err := e.Run(ctx, rep, rep.last())
+			cancel()
+			if !errors.Is(err, errLost) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+			rep.epoch = 0 // a new session starts its epoch afresh
+		}
+		rep.putErr = nil
+		start(t, e, rep, rep.last())
+		waitPoint(t, rep)
+		rep.differs(t, disks)
 	}
 }
 

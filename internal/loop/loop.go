@@ -58,15 +58,6 @@ func (d *Device) Numbers() (major, minor uint32, err error) {
 	return unix.Major(st.Rdev), unix.Minor(st.Rdev), nil
 }
 
-// Pull takes the backing file away while others may hold the device open: reads
-// and writes fail from then on, as on a disk that was pulled.
-func (d *Device) Pull() error {
-	if err := unix.IoctlSetInt(int(d.file.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		return fmt.Errorf("detach %s: %w", d.Path, err)
-	}
-	return nil
-}
-
 // Resized tells the kernel that the backing file's size has changed.
 func (d *Device) Resized() error {
 	if err := unix.IoctlSetInt(int(d.file.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
@@ -80,7 +71,7 @@ func (d *Device) Close() error {
 	if d.file == nil {
 		return nil
 	}
-	_ = unix.IoctlSetInt(int(d.file.Fd()), unix.LOOP_CLR_FD, 0) // already pulled, or autoclear does it on close
+	_ = unix.IoctlSetInt(int(d.file.Fd()), unix.LOOP_CLR_FD, 0) // else autoclear does it on close
 	err := d.file.Close()
 	d.file = nil
 	return err
