@@ -207,10 +207,27 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 			}
 			e.cool()
 		}
-		if err := e.sleep(ctx, e.next); err != nil {
+		if err := e.rest(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// rest is the pause between epochs. A long one ends when something is written.
+func (e *Engine) rest(ctx context.Context) error {
+	stirring, ok := e.tracker.(interface{ stirred() bool })
+	if !ok {
+		return e.sleep(ctx, e.next)
+	}
+	for left := e.next; left > 0; left -= e.pause {
+		if err := e.sleep(ctx, min(left, e.pause)); err != nil {
+			return err
+		}
+		if stirring.stirred() {
+			break
+		}
+	}
+	return nil
 }
 
 // commit closes an epoch and opens the next one.

@@ -41,7 +41,8 @@ type kernelTracker struct {
 	base      []baseline
 	missed    uint64
 	nextAudit time.Time
-	clean     bool // the last audit covered every disk and found nothing
+	issued    uint64 // by all disks, at the last flip
+	clean     bool   // the last audit covered every disk and found nothing
 
 	mu    sync.Mutex // guards:
 	proof string
@@ -163,7 +164,17 @@ func (t *kernelTracker) Method() (Method, string) {
 }
 
 func (t *kernelTracker) Prepare() error { t.bpf.Prepare(); return nil }
-func (t *kernelTracker) Flip()          { t.bpf.Flip() }
+func (t *kernelTracker) Flip()          { t.bpf.Flip(); t.issued = t.allIssued() }
+
+func (t *kernelTracker) allIssued() (n uint64) {
+	for i := range t.sources {
+		n += t.bpf.Counters(i).Issued
+	}
+	return n
+}
+
+// stirred reports whether anything was written since the flip.
+func (t *kernelTracker) stirred() bool { return t.allIssued() != t.issued }
 
 func (t *kernelTracker) Pending(into *Set) {
 	t.bpf.Pending(func(d int, first, n uint64) {
