@@ -223,7 +223,7 @@ func (r *replica) differs(t *testing.T, disks []block.Disk) {
 }
 
 // openDirect opens a device for writes that are durable when they return.
-func openDirect(t *testing.T, path string, flags int) *os.File {
+func openDirect(t testing.TB, path string, flags int) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|flags, 0)
 	if err != nil {
@@ -408,6 +408,44 @@ func TestEngine_Audit(t *testing.T) {
 	t.Logf("withdrawn after %v: %s", rep.withdrew, s.LastAudit)
 	if len(rep.withdrew) != 1 || s.Retractions != 1 {
 		t.Errorf("withdrawn %v, %d times", rep.withdrew, s.Retractions)
+	}
+}
+
+// slowSink is a Sink with a bandwidth, remembered.
+type slowSink struct {
+	*replica
+	limits []int64
+}
+
+func (s *slowSink) SetBandwidth(n int64) { s.limits = append(s.limits, n) }
+
+// TestEngine_Pause pauses before the first copy: nothing may be sent until it is
+// resumed, and what is written meanwhile is not forgotten.
+func TestEngine_Pause(t *testing.T) {
+	l := fault.Loop(t, 8<<20)
+	disks := disksOf(t, l)
+	f := openDirect(t, l.Path, 0)
+	e := openEngine(t, Options{Disks: disks})
+	sink := &slowSink{replica: newReplica(disks)}
+	e.SetBandwidth(80)
+	e.Pause()
+	e.Pause()
+	start(t, e, sink, 0)
+	buf := newBuffer()[:block.Size]
+	buf[0] = 1
+	f.WriteAt(buf, 77*block.Size)
+	time.Sleep(100 * time.Millisecond)
+	if s := e.Status(); s.State != Paused || s.BytesRead != 0 || s.Backlog != 8<<20 {
+		t.Fatalf("status %+v", s)
+	}
+	e.Resume()
+	e.SetBandwidth(0)
+	waitPoint(t, sink.replica)
+	sink.differs(t, disks)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(sink.limits) != 2 || sink.limits[0] != 10e6 || sink.limits[1] != 0 {
+		t.Fatalf("limits %v", sink.limits)
 	}
 }
 

@@ -21,6 +21,10 @@ const (
 	DefaultProgress = 4 << 30
 )
 
+// maxCompareRest bounds the rest after a comparison, which otherwise is as long
+// as the comparison was.
+const maxCompareRest = 10 * time.Minute
+
 // Options say what to capture and how.
 type Options struct {
 	Disks []block.Disk // Name and Size as [Discover] gives them; ID as the service does
@@ -186,6 +190,7 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 		if err := e.checkSizes(); err != nil {
 			return err
 		}
+		began := e.now()
 		settled, err := e.round(ctx, ep)
 		var audit *AuditError
 		switch {
@@ -206,6 +211,9 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 				return err
 			}
 			e.cool()
+		}
+		if e.compare != nil { // reading everything all the time would wear the disks' users out
+			e.next = max(e.next, min(e.now().Sub(began), maxCompareRest))
 		}
 		if err := e.rest(ctx); err != nil {
 			return err
@@ -314,7 +322,7 @@ func (e *Engine) SetBandwidth(mbit int64) {
 	}
 }
 
-// Pause ends reading and sending after the round under way; tracking goes on.
+// Pause ends reading and sending within moments; tracking goes on.
 func (e *Engine) Pause() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
