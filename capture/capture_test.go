@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rehost/block"
+	"rehost/capture/bpf"
 	"rehost/internal/fault"
 )
 
@@ -152,7 +153,10 @@ func openEngine(t *testing.T, o Options) *Engine {
 		}
 	})
 	if m, reason := e.tracker.Method(); !o.NoEBPF && m != EBPF {
-		t.Skipf("SKIPPED: the kernel does not track here: %s", reason)
+		if err := bpf.Supported(); err != nil {
+			t.Skipf("SKIPPED: the kernel does not track here: %v", err)
+		}
+		t.Fatalf("the kernel can track, and is not used: %s", reason)
 	}
 	return e
 }
@@ -236,8 +240,8 @@ func openDirect(t testing.TB, path string, flags int) *os.File {
 // TestEngine_Follows writes to two disks while they are replicated, by every way
 // a disk's content changes, and expects the replica to be the same in the end.
 func TestEngine_Follows(t *testing.T) {
-	for _, noEBPF := range []bool{false, true} {
-		t.Run(fmt.Sprintf("noEBPF=%v", noEBPF), func(t *testing.T) {
+	for name, o := range map[string]Options{"blocks": {}, "granules of 32 KiB": {shift: 3}, "comparing": {NoEBPF: true}} {
+		t.Run(name, func(t *testing.T) {
 			a, b := fault.Loop(t, 48<<20), fault.Loop(t, 20<<20+512*3) // ends in a partial block
 			disks := disksOf(t, a, b)
 			fa, fb := openDirect(t, a.Path, 0), openDirect(t, b.Path, 0)
@@ -254,7 +258,8 @@ func TestEngine_Follows(t *testing.T) {
 				fill(buf)
 				fa.WriteAt(buf, i*3<<20)
 			}
-			e := openEngine(t, Options{Disks: disks, NoEBPF: noEBPF})
+			o.Disks = disks
+			e := openEngine(t, o)
 			rep := newReplica(disks)
 			start(t, e, rep, 0)
 			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {

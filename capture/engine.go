@@ -38,6 +38,7 @@ type Options struct {
 	Log      *slog.Logger  // nil: none
 
 	sysfs string // /sys
+	shift uint   // the finest granularity, in powers of two of a block
 }
 
 // An Engine follows disks from the moment it is opened and replicates them to
@@ -122,7 +123,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 func chooseTracker(ctx context.Context, o Options, sources []*source) (Tracker, layout, error) {
 	reason := "asked for"
 	if !o.NoEBPF {
-		l := newLayout(o.Disks, kernelShift(o.Disks))
+		l := newLayout(o.Disks, max(o.shift, kernelShift(o.Disks)))
 		t, err := newKernelTracker(ctx, o.sysfs, sources, &l)
 		if err == nil {
 			return t, l, nil
