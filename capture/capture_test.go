@@ -454,4 +454,45 @@ func TestEngine_Pause(t *testing.T) {
 	}
 }
 
+// restless is a Tracker of a disk that is always written to just before it is read.
+type restless struct{ Tracker }
+
+func (restless) Conflict(int, uint64, uint64) bool { return true }
+
+func (t restless) Changed(into *Set) error {
+	into.Add(0, 0, 1)
+	return t.Tracker.Changed(into)
+}
+
+// TestEngine_NotConverging wants the truth when the reads are outrun: no point,
+// and a state that says so.
+func TestEngine_NotConverging(t *testing.T) {
+	l := fault.Loop(t, 4<<20)
+	disks := disksOf(t, l)
+	e := openEngine(t, Options{Disks: disks, Deadline: 50 * time.Millisecond})
+	rep := newReplica(disks)
+	stop := start(t, e, rep, 0)
+	waitPoint(t, rep)
+	stop()
+	points, tracker := len(rep.points), e.tracker
+	e.tracker = restless{tracker}
+	rep.epoch = 0
+	stop = start(t, e, rep, rep.last())
+	for e.Status().State != NotConverging {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	if s := e.Status(); len(rep.points) != points || s.Lag < 50*time.Millisecond || s.Conflicts == 0 {
+		t.Fatalf("%d points, then %d; status %+v", points, len(rep.points), s)
+	}
+	e.tracker = tracker
+	rep.epoch = 0
+	start(t, e, rep, rep.last())
+	waitPoint(t, rep)
+	rep.differs(t, disks)
+	if s := e.Status(); s.State != Continuous {
+		t.Fatalf("state %s after the load has gone", s.State)
+	}
+}
+
 var errLost = io.ErrClosedPipe
