@@ -389,8 +389,12 @@ func TestEngine_Audit(t *testing.T) {
 		}
 	}
 	write(fa, 3)
-	stop := start(t, e, rep, 0)
-	for e.Status().Audited == 0 {
+	// Five points of an engine before this one, which an audit must leave alone.
+	for seq := range block.Seq(5) {
+		rep.Commit(t.Context(), block.Point{Seq: seq + 1}, 0, block.Consistent)
+	}
+	stop := start(t, e, rep, rep.last())
+	for e.Status().Audited <= 5 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	write(fb, 5) // stands in a point that will be withdrawn
@@ -411,7 +415,7 @@ func TestEngine_Audit(t *testing.T) {
 	rep.differs(t, disks)
 	s := e.Status()
 	t.Logf("withdrawn after %v: %s", rep.withdrew, s.LastAudit)
-	if len(rep.withdrew) != 1 || s.Retractions != 1 {
+	if len(rep.withdrew) != 1 || rep.withdrew[0] <= 5 || s.Retractions != 1 {
 		t.Errorf("withdrawn %v, %d times", rep.withdrew, s.Retractions)
 	}
 }

@@ -66,12 +66,13 @@ type Engine struct {
 	sleep func(ctx context.Context, d time.Duration) error
 
 	// Of Run's goroutine; a leg hands todo and staged out to its readers.
-	todo   *Set          // to be read
-	staged *Set          // read since the last commit
-	doubt  *Set          // committed since the last clean audit
-	synced bool          // every block has been committed once
-	clean  block.Seq     // the last point under a clean audit
-	next   time.Duration // the next pause
+	todo    *Set          // to be read
+	staged  *Set          // read since the last commit
+	doubt   *Set          // committed since the last clean audit
+	synced  bool          // every block has been committed once
+	started bool          // Run was called
+	clean   block.Seq     // the last point under a clean audit
+	next    time.Duration // the next pause
 
 	conflicts atomic.Int64
 	heatMu    sync.Mutex // guards heat while readers run
@@ -181,7 +182,11 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	defer e.attach(nil)
 	ep := &epoch{sink: sink}
 	ep.point.Seq = last + 1
-	e.clean = min(e.clean, last)
+	if e.started {
+		e.clean = min(e.clean, last)
+	} else { // earlier points are not this engine's to doubt
+		e.started, e.clean = true, last
+	}
 	e.next = e.pause
 	e.status.began()
 	for {
