@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -59,7 +58,6 @@ func serve(ctx context.Context, c config) error {
 	failed := make(chan error, 2)
 	go func() { failed <- w.Run(ctx, c.rate) }()
 	go func() { failed <- srv.ListenAndServe() }()
-	fmt.Printf("sourceserver: serving on %s\n", c.listen)
 	select {
 	case <-ctx.Done():
 		err = nil
