@@ -63,7 +63,13 @@ func sample() *disk {
 
 func serve(t *testing.T, devices map[string]export.Device) (s *export.Server, socket string) {
 	t.Helper()
-	s = export.New(export.Options{Logger: slog.New(slog.DiscardHandler), HandshakeTimeout: 2 * time.Second, WriteTimeout: 300 * time.Millisecond})
+	return serveWith(t, export.Options{}, devices)
+}
+
+func serveWith(t *testing.T, opts export.Options, devices map[string]export.Device) (s *export.Server, socket string) {
+	t.Helper()
+	opts.Logger = slog.New(slog.DiscardHandler)
+	s = export.New(opts)
 	t.Cleanup(func() { s.Close() })
 	for name, d := range devices {
 		if err := s.Add(name, d); err != nil {

@@ -142,7 +142,8 @@ func TestRequests(t *testing.T) {
 // TestHostile: whatever a client does, it is cut off, and others are served.
 func TestHostile(t *testing.T) {
 	d := sample()
-	_, socket := serve(t, map[string]export.Device{"x": d})
+	_, socket := serveWith(t, export.Options{HandshakeTimeout: 2 * time.Second, WriteTimeout: 300 * time.Millisecond},
+		map[string]export.Device{"x": d})
 	for name, attack := range map[string]func(c *client){
 		"says nothing":           func(c *client) {},
 		"half an option":         func(c *client) { c.put([]byte("IHAVEOPT"), uint32(7), uint32(100), []byte("abc")) },

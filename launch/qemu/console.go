@@ -28,7 +28,7 @@ var (
 	terminalCodes = regexp.MustCompile(`\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_=>])`)
 )
 
-const maxLine = 4096
+const maxLine = 512
 
 // A judge reads a console as it grows and decides how the first boot went.
 type judge struct {

@@ -213,13 +213,13 @@ func TestJudge(t *testing.T) {
 	for text, want := range map[string]launch.FirstBoot{
 		"source login: ": launch.FirstBootSucceeded,
 		"[  OK  ] Reached target \x1b[0;1;39mMulti-User System\x1b[0m.\r\n": launch.FirstBootSucceeded,
-		"Kernel panic - not syncing: VFS":                 launch.FirstBootStopped,
-		"error: unknown\r\ngrub rescue> ":                 launch.FirstBootStopped,
-		"No bootable device.\r\n":                         launch.FirstBootStopped,
-		"UEFI Interactive Shell v2.2\r\n":                 launch.FirstBootStopped,
-		"\r\n(initramfs) ":                                launch.FirstBootStopped,
-		"Started Getty on tty1.\r\nGRUB> ":                launch.FirstBootWaiting,
-		strings.Repeat("x", 3*maxLine) + "\nhost login: ": launch.FirstBootSucceeded,
+		"Kernel panic - not syncing: VFS":                                   launch.FirstBootStopped,
+		"error: unknown\r\ngrub rescue> ":                                   launch.FirstBootStopped,
+		"No bootable device.\r\n":                                           launch.FirstBootStopped,
+		"UEFI Interactive Shell v2.2\r\n":                                   launch.FirstBootStopped,
+		"\r\n(initramfs) ":                                                  launch.FirstBootStopped,
+		"Started Getty on tty1.\r\nGRUB> ":                                  launch.FirstBootWaiting,
+		strings.Repeat("x", 3*maxLine) + "\nhost login: ":                   launch.FirstBootSucceeded,
 	} {
 		for _, step := range []int{1, 7, len(text)} { // however the bytes come in
 			j, err := newJudge(launch.FirstBootCheck{})

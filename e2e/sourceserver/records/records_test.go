@@ -90,3 +90,13 @@ func TestJudge(t *testing.T) {
 		}
 	}
 }
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("RHRECOR1"))
+	f.Add(make([]byte, records.SlotSize))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, err := records.Parse(b); err == nil && len(b) < 512 {
+			t.Fatalf("%d bytes gave record %d", len(b), r.Number)
+		}
+	})
+}
