@@ -22,7 +22,7 @@ var layers = map[string][]string{
 	"export":            {"block"},
 	"launch":            {"block"},
 	"launch/qemu":       {"block", "launch"},
-	"launch/launchtest": {"block", "launch", "internal/testvm"},
+	"launch/launchtest": {"export", "launch"},
 	"identity":          nil,
 	"awsapi":            {"identity"},
 	"awsapi/mgn":        {"awsapi"},
@@ -35,6 +35,9 @@ var layers = map[string][]string{
 	"internal/fault":    {"block", "internal/loop"},
 	"internal/loop":     nil,
 	"internal/testvm":   nil,
+
+	"e2e/sourceserver":         {"e2e/sourceserver/records"},
+	"e2e/sourceserver/records": nil,
 }
 
 // agentMayLink is all that the program on a source server is made of: small
