@@ -34,6 +34,9 @@ var layers = map[string][]string{
 	"cmd/rehost-agent":  {"agent"},
 	"internal/fault":    {"block"},
 	"internal/testvm":   nil,
+
+	"e2e/sourceserver":         {"e2e/sourceserver/records"},
+	"e2e/sourceserver/records": nil,
 }
 
 // agentMayLink is all that the program on a source server is made of: small
