@@ -19,6 +19,7 @@ var layers = map[string][]string{
 	"wire":              {"block", "ca"},
 	"store":             {"block"},
 	"receive":           {"block", "wire", "store", "ca"},
+	"replicator":        {"block", "ca", "wire", "store", "receive", "awsapi", "awsapi/formgn"},
 	"export":            {"block"},
 	"launch":            {"block"},
 	"launch/qemu":       {"block", "launch"},

@@ -380,7 +380,10 @@ func (c *Service) confirmUninstall(ctx context.Context, id string) error {
 		s.Uninstall.ConfirmedAt = stamp(c.now())
 		return nil
 	})
-	return orNotFound(err, id)
+	if err != nil {
+		return orNotFound(err, id)
+	}
+	return c.opts.Sessions.Revoke(ctx, id)
 }
 
 // maxAgentLog is how many lines are kept of each agent.

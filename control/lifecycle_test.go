@@ -374,8 +374,8 @@ func TestDisconnect(t *testing.T) {
 		t.Error("a session begins after disconnect")
 	}
 	assoc, err := w.DescribeReplicationServerAssociations(ctx, &formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: replicatorID})
-	if err != nil || len(assoc.Associations) != 0 {
-		t.Fatalf("still associated: %+v, %v", assoc, err)
+	if err != nil || len(assoc.Associations) != 1 || !slices.Equal(assoc.Associations[0].RevokedCertificateSerials, []string{peer.Serial}) {
+		t.Fatalf("the replication server is not told to refuse the certificate: %+v, %v", assoc, err)
 	}
 
 	// An agent that was away for a day still learns it, and may say so.

@@ -79,12 +79,12 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 	}
 	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Associations: []formgn.Association{}}
 	for _, s := range servers {
-		if s.ended() || s.Replication.Flow == mgn.DataReplicationStateStopped {
-			continue
-		}
 		revoked, err := revokedSerials(ctx, c.db.reader, s.ID, c.now())
 		if err != nil {
 			return nil, err
+		}
+		if (s.ended() || s.Replication.Flow == mgn.DataReplicationStateStopped) && len(revoked) == 0 {
+			continue // an ended one is listed while its certificates have to be refused
 		}
 		out.Associations = append(out.Associations, formgn.Association{SourceServerID: s.ID, Disks: s.replicationDisks(), Generation: s.Generation,
 			RevokedCertificateSerials: revoked, BandwidthThrottling: s.Config.BandwidthThrottling})
@@ -122,10 +122,11 @@ func (c *Service) noteReplicator(ctx context.Context, id, address string) error 
 	return nil
 }
 
-// served finds a server and refuses if another replication server has it.
+// served refuses if another replication server has the source server: to this
+// one it does not exist.
 func (c *Service) served(s *server, replicatorID string) error {
 	if s.ReplicatorID != replicatorID {
-		return denied("source server %s is not served by %s", s.ID, replicatorID)
+		return noServer(s.ID)
 	}
 	return nil
 }
@@ -140,14 +141,19 @@ func (c *Service) NotifyAgentAuthentication(ctx context.Context, in *formgn.Noti
 }
 
 // NotifyAgentConnected implements the operation of that name. The generation it
-// answers is durable and higher than any before.
+// answers is durable and higher than any before. Conflict says that the source
+// server has ended, ResourceNotFound that it is not this replication server's,
+// Validation that it is not to replicate now.
 func (c *Service) NotifyAgentConnected(ctx context.Context, in *formgn.NotifyAgentConnectedForMgnRequest) (*formgn.NotifyAgentConnectedForMgnResponse, error) {
 	s, err := c.change(ctx, in.SourceServerID, func(_ *sql.Tx, s *server) error {
 		if err := c.served(s, in.ReplicatorID); err != nil {
 			return err
 		}
-		if s.ended() || s.command() != formgn.AgentCommandStart {
-			return conflict("SourceServer", s.ID, fmt.Sprintf("replication of source server %s is %s", s.ID, s.Replication.Flow))
+		if s.ended() {
+			return conflict("SourceServer", s.ID, fmt.Sprintf("source server %s is %s", s.ID, s.LifeCycle.State))
+		}
+		if s.command() != formgn.AgentCommandStart {
+			return invalid("", "replication of source server %s is %s", s.ID, s.Replication.Flow)
 		}
 		s.Generation++
 		s.Replication.reached(stepConnect, c.now())

@@ -138,3 +138,17 @@ func (c *Service) ListTagsForResource(ctx context.Context, in *mgn.ListTagsForRe
 	}
 	return &mgn.ListTagsForResourceResponse{Tags: tags[in.ResourceArn]}, nil
 }
+
+// ResourceTags are the tags of a resource, for conditions on them; nil for one
+// that is not there.
+func (c *Service) ResourceTags(ctx context.Context, arn string) map[string]string {
+	if c.taggable(ctx, c.db.reader, arn) != nil {
+		return nil
+	}
+	tags, err := tagsOf(ctx, c.db.reader, arn)
+	if err != nil {
+		c.log.Error("read tags", "resource", arn, "err", err)
+		return nil
+	}
+	return tags[arn]
+}

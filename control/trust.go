@@ -43,6 +43,8 @@ type Sessions interface {
 	Agent(ctx context.Context, serverID string) (Credentials, error)
 	// ReplicationServer makes those of the replication servers' role.
 	ReplicationServer(ctx context.Context, id string) (Credentials, error)
+	// Revoke ends the agent's sessions that there are.
+	Revoke(ctx context.Context, serverID string) error
 }
 
 // A Caller is who signed a request.
