@@ -58,3 +58,6 @@ func newID(prefix string) string {
 	rand.Read(b[:])
 	return prefix + "-" + hex.EncodeToString(b[:])[:17]
 }
+
+// NewReplicatorID names a new replication server.
+func NewReplicatorID() string { return newID("i") }
