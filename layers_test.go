@@ -23,7 +23,7 @@ var layers = map[string][]string{
 	"export":            {"block"},
 	"launch":            {"block"},
 	"launch/qemu":       {"block", "launch"},
-	"launch/launchtest": {"block", "launch", "internal/testvm"},
+	"launch/launchtest": {"export", "launch"},
 	"identity":          nil,
 	"awsapi":            {"identity"},
 	"awsapi/mgn":        {"awsapi"},

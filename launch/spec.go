@@ -147,6 +147,8 @@ func (d Disk) validate() error {
 	switch {
 	case !ValidID(d.Name):
 		return fmt.Errorf("disk name %q", d.Name)
+	case len(d.Socket) > 107:
+		return fmt.Errorf("disk %s: path of the socket has %d bytes, where the system allows 107", d.Name, len(d.Socket))
 	case !filepath.IsAbs(d.Socket):
 		return fmt.Errorf("disk %s: socket %q is not an absolute path", d.Name, d.Socket)
 	case len(d.Export) > 4096:
