@@ -53,19 +53,20 @@ func (m image) clone() image {
 
 // A model drives a replica and knows what each acknowledged point must hold.
 type model struct {
-	t      testing.TB
-	rand   *rand.Rand
-	keys   Keyring
-	fs     fileSystem // nil: the real one
-	dir    string
-	store  *Store
-	r      *Replica
-	w      *Writer
-	gen    uint64
-	next   block.Seq
-	points map[block.Seq]image // acknowledged
-	order  []block.Seq
-	maybe  *attempt // what a call that returned an error, or never did, may have done
+	t           testing.TB
+	rand        *rand.Rand
+	keys        Keyring
+	fs          fileSystem // nil: the real one
+	dir         string
+	store       *Store
+	r           *Replica
+	w           *Writer
+	gen         uint64
+	next        block.Seq
+	points      map[block.Seq]image // acknowledged
+	order       []block.Seq
+	segmentSize int64
+	maybe       *attempt // what a call that returned an error, or never did, may have done
 }
 
 // An attempt is a commit or a retraction that was not acknowledged.
@@ -75,7 +76,7 @@ type attempt struct {
 }
 
 func newModel(t testing.TB, r *rand.Rand, fsys fileSystem) *model {
-	m := &model{t: t, rand: r, fs: fsys, dir: filepath.Join(t.TempDir(), "store"), points: map[block.Seq]image{}}
+	m := &model{t: t, rand: r, fs: fsys, dir: filepath.Join(t.TempDir(), "store"), points: map[block.Seq]image{}, segmentSize: 24 << 10}
 	keys, err := CreateKeyFile(filepath.Join(t.TempDir(), "key"))
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +93,7 @@ func newModel(t testing.TB, r *rand.Rand, fsys fileSystem) *model {
 func (m *model) open() {
 	m.t.Helper()
 	var err error
-	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: 24 << 10}); err != nil {
+	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: m.segmentSize, chunkSize: 13 * block.Size}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { m.store.Close() })
