@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
 
 	"rehost/awsapi/mgn"
@@ -62,7 +63,9 @@ func (c *Service) UpdateLaunchConfiguration(ctx context.Context, in *mgn.UpdateL
 	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
-	s, err := c.change(ctx, in.SourceServerID, func(_ *sql.Tx, s *server) error { return overlay(&s.Launch, in) })
+	s, err := c.change(ctx, in.SourceServerID, func(_ *sql.Tx, s *server) error {
+		return errors.Join(overlay(&s.Launch, in), checkLaunch(s.Launch.LaunchDisposition, s.Launch.PostLaunchActions))
+	})
 	if err != nil {
 		return nil, orNotFound(err, in.SourceServerID)
 	}

@@ -123,9 +123,10 @@ func (r *replication) become(state mgn.DataReplicationState) {
 	r.Flow, r.Faults = state, nil
 }
 
-// initiate begins the steps of initiation. Those that need not be repeated
-// because nothing has been lost are done at once by what is reported next.
+// initiate begins the steps of initiation, without the faults of the last time.
+// Steps that need not be repeated are done by what is reported next.
 func (r *replication) initiate(now time.Time) {
+	r.Faults = nil
 	r.Flow, r.StartedAt, r.SteppedAt, r.RetryAt = mgn.DataReplicationStateInitiating, stamp(now), stamp(now), ""
 	r.Steps = make([]mgn.DataReplicationInitiationStepStatus, len(initiation))
 	for i, step := range initiation {

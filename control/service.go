@@ -53,7 +53,11 @@ type Credentials struct {
 type Options struct {
 	Database *Database // stays the caller's to close
 	Account  string    // 12 digits
-	Region   string
+
+	// Alone: a lock keeps other processes off the database, so a lease of a job
+	// can only be of a process that is gone.
+	Alone  bool
+	Region string
 
 	Replicas Replicas
 	Exporter Exporter
@@ -142,6 +146,10 @@ func (c *Service) settle(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
+		}
+		if c.opts.Alone {
+			_, err := tx.ExecContext(ctx, `UPDATE jobs SET lease_owner = '', lease_until = ''`)
+			return err
 		}
 		return nil
 	})

@@ -139,6 +139,17 @@ func checkEncryption(mode mgn.ReplicationConfigurationEbsEncryption, key string)
 	return nil
 }
 
+// checkLaunch refuses what would be asked for in vain: it is not built yet.
+func checkLaunch(disposition mgn.LaunchDisposition, actions *mgn.PostLaunchActions) error {
+	if disposition == mgn.LaunchDispositionStopped {
+		return invalid("launchDisposition", "launchDisposition STOPPED is not supported by this version of Rehost: instances are started")
+	}
+	if actions != nil && len(actions.SsmDocuments) > 0 {
+		return invalid("postLaunchActions", "postLaunchActions are not supported by this version of Rehost")
+	}
+	return nil
+}
+
 // UpdateReplicationConfigurationTemplate implements the operation.
 func (c *Service) UpdateReplicationConfigurationTemplate(ctx context.Context, in *mgn.UpdateReplicationConfigurationTemplateRequest) (out *mgn.ReplicationConfigurationTemplate, err error) {
 	if err := c.ready(ctx); err != nil {
@@ -202,6 +213,9 @@ func (c *Service) CreateLaunchConfigurationTemplate(ctx context.Context, in *mgn
 		return nil, err
 	}
 	out.LaunchConfigurationTemplateID, out.Arn, out.Tags, out.Ec2LaunchTemplateID = id, c.arn(templateKinds["lct"], id), nil, newID("lt")
+	if err := checkLaunch(out.LaunchDisposition, out.PostLaunchActions); err != nil {
+		return nil, err
+	}
 	return out, c.createTemplate(ctx, "lct", id, out, in.Tags, &out.Tags)
 }
 
@@ -220,7 +234,7 @@ func (c *Service) UpdateLaunchConfigurationTemplate(ctx context.Context, in *mgn
 			return err
 		}
 		out = &doc
-		if err := c.putTemplate(ctx, tx, "lct", id, doc); err != nil {
+		if err := errors.Join(checkLaunch(doc.LaunchDisposition, doc.PostLaunchActions), c.putTemplate(ctx, tx, "lct", id, doc)); err != nil {
 			return err
 		}
 		tags, err := tagsOf(ctx, tx, doc.Arn)

@@ -149,7 +149,7 @@ func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *serv
 }
 
 func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database, directory *identity.Directory, exporter *export.Server, socket string, target launch.Target) (err error) {
-	s.service, err = control.Open(ctx, control.Options{Database: db, Account: directory.Account().ID, Region: c.Region,
+	s.service, err = control.Open(ctx, control.Options{Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
 		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target,
 		Authority: s.authority, Sessions: sessions{directory}, Logger: s.log})
 	if err != nil {
@@ -166,8 +166,9 @@ func (s *served) listen(keep func(func() error)) (err error) {
 		return err
 	}
 	keep(ignoreClosed(s.listener.Close))
-	if s.cmd.NoReplicator {
-		return nil
+	if s.cmd.NoReplicator { // its certificate is made here all the same, for rehost replicator
+		_, _, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
+		return err
 	}
 	if s.incoming, err = net.Listen("tcp", s.cmd.ReplicationListen); err != nil {
 		return err
