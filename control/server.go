@@ -110,11 +110,11 @@ func putServer(ctx context.Context, tx *sql.Tx, s *server) error {
 		archived = 1
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO source_servers
-		(id, machine_id, user_provided_id, life_cycle, archived, replicator_id, document) VALUES (?, ?, ?, ?, ?, ?, ?)
+		(id, machine_id, user_provided_id, life_cycle, flow, archived, replicator_id, document) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET machine_id = excluded.machine_id, user_provided_id = excluded.user_provided_id,
-			life_cycle = excluded.life_cycle, archived = excluded.archived, replicator_id = excluded.replicator_id,
+			life_cycle = excluded.life_cycle, flow = excluded.flow, archived = excluded.archived, replicator_id = excluded.replicator_id,
 			document = excluded.document`,
-		s.ID, s.MachineID, s.UserProvidedID, string(s.LifeCycle.State), archived, s.ReplicatorID, encode(s))
+		s.ID, s.MachineID, s.UserProvidedID, string(s.LifeCycle.State), string(s.Replication.Flow), archived, s.ReplicatorID, encode(s))
 	if err != nil {
 		return fmt.Errorf("write source server %s: %w", s.ID, err)
 	}

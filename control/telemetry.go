@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -71,6 +72,13 @@ func (g *gauge) get(id string) telemetry {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.values[id]
+}
+
+// all is a copy of what there is.
+func (g *gauge) all() map[string]telemetry {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return maps.Clone(g.values)
 }
 
 // set changes the telemetry of one server. do must not keep what it is given.

@@ -20,10 +20,19 @@ func (c *Service) watch(ctx context.Context) error {
 }
 
 func (c *Service) watchServers(ctx context.Context) error {
-	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers
-		WHERE life_cycle NOT IN ('DISCONNECTED', 'CUTOVER', 'STOPPED') ORDER BY id`)
+	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE flow = 'INITIATING'`)
 	if err != nil {
 		return fmt.Errorf("watch source servers: %w", err)
+	}
+	for _, id := range c.quiet() {
+		s, err := getServer(ctx, c.db.reader, id)
+		if errors.Is(err, errNoServer) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		servers = append(servers, s)
 	}
 	for _, s := range servers {
 		if !c.inspect(s) {
@@ -35,6 +44,17 @@ func (c *Service) watchServers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// quiet are the servers whose agent is silent or has left its session, so that
+// not every document has to be read to find them.
+func (c *Service) quiet() (ids []string) {
+	for id, t := range c.gauge.all() {
+		if t.GoneAt != "" || c.silent(t.SeenAt, c.opts.AgentTimeout) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // inspect blames silence. It reports whether that changed anything.

@@ -9,12 +9,14 @@ CREATE TABLE source_servers (
 	machine_id       TEXT NOT NULL,
 	user_provided_id TEXT NOT NULL,
 	life_cycle       TEXT NOT NULL,
+	flow             TEXT NOT NULL,
 	archived         INTEGER NOT NULL,
 	replicator_id    TEXT NOT NULL,
 	document         TEXT NOT NULL
 );
 CREATE INDEX source_servers_machine ON source_servers (machine_id);
 CREATE INDEX source_servers_user_provided ON source_servers (user_provided_id);
+CREATE INDEX source_servers_flow ON source_servers (flow);
 CREATE INDEX source_servers_replicator ON source_servers (replicator_id);
 
 -- What is known of a server by its reports; written behind.
