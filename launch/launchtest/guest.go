@@ -31,7 +31,7 @@ func BootSector(text string, end End) []byte {
 		0xbe, 0x40, 0x7c, //       mov si, 0x7c40
 		0xac,       // next: lodsb
 		0x84, 0xc0, //       test al, al
-		0x74, 0x10, //       jz end
+		0x74, 0x11, //       jz end
 		0x88, 0xc4, //       mov ah, al
 		0xba, 0xfd, 0x03, //       mov dx, 0x3fd
 		0xec,       // wait: in al, dx
@@ -40,7 +40,7 @@ func BootSector(text string, end End) []byte {
 		0x88, 0xe0, //       mov al, ah
 		0xb2, 0xf8, //       mov dl, 0xf8
 		0xee,       //       out dx, al
-		0xeb, 0xeb, //       jmp next
+		0xeb, 0xea, //       jmp next
 	}
 	if end == PowerOff {
 		code = append(code,

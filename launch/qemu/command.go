@@ -56,7 +56,7 @@ func (t *Target) arguments(dir string, r record) []string {
 		args = append(args, t.blockdevs(dir, i, d)...)
 		args = append(args, "-device", diskDevice(i, d, spec.DiskBus))
 	}
-	return append(args, "-netdev", netdev(spec.Network), "-device", "virtio-net-pci,netdev=net,mac="+r.MAC)
+	return append(args, "-netdev", netdev(spec.Network), "-device", "virtio-net-pci,netdev=net,romfile=,mac="+r.MAC) // no network boot
 }
 
 // blockdevs describes an overlay and, as a node of its own, the NBD export below

@@ -1,14 +1,18 @@
 package qemu
 
 import (
-	"strconv"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
 	"strings"
 )
 
 // Hydration copies what an overlay lacks from the NBD export below it, with one
-// block-stream job per disk. QEMU cuts an overlay off its source when the job
-// has ended well: an overlay without a backing node is complete. So there is
-// nothing to remember, and a job that failed is started again.
+// block-stream job per disk. When a job has ended well, QEMU takes the name of
+// the backing file out of the overlay's header, and only then. The header is
+// therefore what is believed: QMP's backing_file_depth, for one, is 0 from the
+// beginning in a flat list of nodes. A job that failed is started again.
 
 const jobPrefix = "hydrate-"
 
@@ -29,35 +33,37 @@ func (in *instance) hydrate(m *monitor) error {
 	for _, j := range jobs {
 		byDisk[strings.TrimPrefix(j.Device, jobPrefix)] = j
 	}
-	// Asked after the jobs: a disk whose job ended in between shows as complete
-	// here, or is started again, which then has nothing to do.
-	depth, err := backingDepth(m)
-	if err != nil {
-		return err
-	}
 	done, complete, trouble := int64(0), true, ""
 	for i, d := range in.spec.Disks {
 		node := nodeName(i)
-		if below, known := depth[node]; known && below == 0 {
-			done += d.Size
-			continue
-		}
-		complete = false
 		if job, running := byDisk[node]; running {
+			complete = false
 			if job.Len > 0 {
 				done += int64(float64(d.Size) * min(1, float64(job.Offset)/float64(job.Len)))
 			}
 			continue
 		}
+		alone, err := standsAlone(overlay(in.dir, d))
+		if err != nil {
+			return err
+		}
+		if alone {
+			done += d.Size
+			continue
+		}
+		complete = false
 		if err := m.do("block-stream", map[string]any{"job-id": jobPrefix + node, "device": node}, nil); err != nil {
 			trouble = "disk " + d.Name + ": " + err.Error()
 		}
 	}
 	if complete {
+		if err := in.flush(m); err != nil {
+			return err
+		}
 		if err := in.update(func(r *record) { r.Hydrated = true }); err != nil {
 			return err
 		}
-		in.log.Info("instance stands alone: all disks are copied", "bytes", strconv.FormatInt(done, 10))
+		in.log.Info("instance stands alone: all disks are copied", "bytes", done)
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -65,18 +71,36 @@ func (in *instance) hydrate(m *monitor) error {
 	return nil
 }
 
-// backingDepth is how many layers lie below each disk's overlay, by node name.
-func backingDepth(m *monitor) (map[string]int, error) {
-	var nodes []struct {
-		Name  string `json:"node-name"`
-		Depth int    `json:"backing_file_depth"`
+// flush makes the copies durable, QEMU's cached tables included, so that the
+// sources may go away although QEMU or the host may crash.
+func (in *instance) flush(m *monitor) error {
+	for i, d := range in.spec.Disks {
+		var said string
+		line := map[string]any{"command-line": "qemu-io " + nodeName(i) + " flush"}
+		if err := m.do("human-monitor-command", line, &said); err != nil {
+			return err
+		}
+		if said = strings.TrimSpace(said); said != "" {
+			return fmt.Errorf("flush disk %s: %s", d.Name, said)
+		}
 	}
-	if err := m.do("query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
-		return nil, err
+	return nil
+}
+
+// standsAlone reports whether a qcow2 file has no backing file: the offset of
+// its name, 8 bytes at offset 8 of the header, is 0 (QEMU's docs/interop/qcow2).
+func standsAlone(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
 	}
-	depth := map[string]int{}
-	for _, n := range nodes {
-		depth[n.Name] = n.Depth
+	defer f.Close()
+	var head [16]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return false, fmt.Errorf("read header of %s: %w", path, err)
 	}
-	return depth, nil
+	if string(head[:4]) != "QFI\xfb" {
+		return false, fmt.Errorf("%s is not a qcow2 file", path)
+	}
+	return binary.BigEndian.Uint64(head[8:]) == 0, nil
 }
