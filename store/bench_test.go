@@ -102,3 +102,50 @@ func BenchmarkWriter_Commit(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
+
+// BenchmarkReplica_Open opens a replica with as many runs as 1 TiB has in a first
+// copy, and its point.
+func BenchmarkReplica_Open(b *testing.B) {
+	const runs = 1 << 20
+	r := benchReplica(b, 1<<40)
+	w, err := r.Begin(b.Context(), 1, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range uint64(runs) {
+		run := block.Run{Extent: block.Extent{Start: i * block.MaxRun, Count: block.MaxRun}, Codec: block.Zero}
+		if err := w.Append(b.Context(), 1, i, run); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := w.Commit(b.Context(), block.Point{Seq: 1}, runs, 0); err != nil {
+		b.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		b.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for b.Loop() {
+		ro, err := Open(r.store.dir, r.store.keys, Options{ReadOnly: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		again, err := ro.Replica(b.Context(), "s-1")
+		if err != nil {
+			b.Fatal(err)
+		}
+		v, err := again.At(1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "MiB-held")
+		runtime.KeepAlive(v)
+		if err := ro.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -106,14 +106,17 @@ func TestDamage_FlippedByte(t *testing.T) {
 	if n, err := m.look(t); err != nil || n != len(m.order) {
 		t.Fatalf("seed %d: before: %d points, %v", seed, n, err)
 	}
-	flips := 0
+	flips, first := 0, segmentPaths(cfs)[0]
 	for path, node := range cfs.root {
 		if node.dir || filepath.Base(path) == lockName {
 			continue
 		}
 		for i := 0; i < len(node.data); i++ {
-			// All of what is small or tightly packed, and a sample of the rest.
-			if n := len(node.data); n > align && i > headerSize && i < n-trailerSize && cfs.rand.IntN(400) != 0 && i != n-align && i != n-align+trlEnd {
+			// All of what is small, of the first segment all that is not a record,
+			// and a sample of the rest.
+			n := len(node.data)
+			tight := n <= align || path == first && (i <= headerSize || i >= n-align && i <= n-align+trailerSize)
+			if !tight && cfs.rand.IntN(400) != 0 {
 				continue
 			}
 			flip := byte(1) << cfs.rand.IntN(8)
@@ -150,7 +153,7 @@ func TestDamage_FlippedByteUnsealed(t *testing.T) {
 		durable = max(durable, r.durable)
 		off += r.size()
 	}
-	for range 400 {
+	for range 200 {
 		i := cfs.rand.IntN(len(node.data))
 		node.data[i] ^= 0x10
 		n, err := m.look(t)

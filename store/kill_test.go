@@ -126,7 +126,7 @@ func TestReplica_Kill(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	kills := 24
+	kills := 20
 	if testing.Short() {
 		kills = 5
 	}

@@ -329,7 +329,7 @@ func (m *model) compare(r *Replica, seq block.Seq) error {
 // TestReplica_Model does random things to a replica and compares every so often,
 // through the live replica, a read-only one beside it, and a reopened one.
 func TestReplica_Model(t *testing.T) {
-	for range 6 {
+	for range 4 {
 		seed := rand.Uint64()
 		m := newModel(t, rand.New(rand.NewPCG(seed, 1)), nil)
 		ro, err := Open(m.dir, m.keys, Options{ReadOnly: true})
@@ -427,7 +427,7 @@ func crashes(t testing.TB, seed uint64, n int, prepare func(*crashFS)) error {
 }
 
 func TestReplica_Crash(t *testing.T) {
-	for range 25 {
+	for range 15 {
 		seed := rand.Uint64()
 		if err := crashes(t, seed, 8, nil); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -444,4 +444,36 @@ func TestReplica_CrashWithoutSync(t *testing.T) {
 		}
 	}
 	t.Fatal("a store that never syncs passed the crash test")
+}
+
+// TestFlatten compares with painting blocks one piece after the other.
+func TestFlatten(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 4))
+	for range 3000 {
+		list := make([]piece, r.IntN(30))
+		var painted [3][80]int // 1 + which piece
+		for i := range list {
+			p := piece{disk: block.DiskID(r.IntN(3)), start: r.Uint64N(60), count: 1 + r.Uint32N(20), offset: uint64(i)}
+			list[i] = p
+			for b := p.start; b < p.end(); b++ {
+				painted[p.disk][b] = i + 1
+			}
+		}
+		flat := flatten(list)
+		for i, p := range flat {
+			if i > 0 && (p.disk < flat[i-1].disk || p.disk == flat[i-1].disk && p.start < flat[i-1].end()) {
+				t.Fatalf("seed %d: %v overlaps or is out of order", seed, p)
+			}
+			for b := p.start; b < p.end(); b++ {
+				if painted[p.disk][b] != int(p.offset)+1 || list[p.offset].start+uint64(p.skip) != p.start {
+					t.Fatalf("seed %d: block %d is of piece %d, want %d", seed, b, p.offset, painted[p.disk][b]-1)
+				}
+				painted[p.disk][b] = 0
+			}
+		}
+		if painted != [3][80]int{} {
+			t.Fatalf("seed %d: blocks are missing", seed)
+		}
+	}
 }

@@ -24,7 +24,7 @@ var mutations = []struct{ name, file, from, to, tests string }{
 	{"lower generation taken", "replica.go", "generation < r.Generation()", "false", "Fencing"},
 	{"fenced writer goes on", "replica.go", "r.writer.stop(ErrFenced)", "error(nil)", "Fencing"},
 	{"ordinal ignored", "history.go", "return cmp.Compare(a.ordinal, b.ordinal)", "return 0", "Ordinals|Replica_Model"},
-	{"older epoch wins", "history.go", "return t[i] > t[j]", "return t[i] < t[j]", "Replica_Model"},
+	{"older epoch wins", "history.go", "h[i] > h[(i-1)/2]; i", "h[i] < h[(i-1)/2]; i", "Replica_Model"},
 	{"runs not counted", "history.go", "if uint64(len(list)) != runs {", "if false {", "Refuses"},
 	{"retraction not written", "writer.go", "if err := w.log(ctx, indexMark{kind: kindRetract, epoch: after}); err != nil {", "if err := error(nil); err != nil {", "Retract"},
 	{"missing segment overlooked", "replica.go", "max(uint64(len(numbers)), meta.Sealed)", "uint64(len(numbers))", "Truncated"},
