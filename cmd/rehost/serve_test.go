@@ -10,8 +10,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -298,5 +300,88 @@ func TestServe(t *testing.T) {
 	r.must(err)
 	if status := r.stop(); status != statusDone {
 		t.Fatalf("stopped with status %d", status)
+	}
+}
+
+// TestServe_Launch starts a real machine from what was replicated (a disk that
+// nothing boots from), restarts the service under it, and ends it.
+func TestServe_Launch(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts the whole service and a machine")
+	}
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("qemu-system-x86_64 is not installed: no machine can be launched")
+	}
+	data := filepath.Join(t.TempDir(), "data")
+	r := serve(t, data)
+	ctx := t.Context()
+	_, err := r.mgn.InitializeService(ctx, &mgn.InitializeServiceInput{})
+	r.must(err)
+	a := r.newAgent("machine-a")
+	s := a.connect()
+	a.commit(s, 'x')
+	r.must(s.Close())
+	r.until("READY_FOR_TEST", func() bool { return r.describe(a.id).LifeCycle.State == types.LifeCycleStateReadyForTest })
+	test, err := r.mgn.StartTest(ctx, &mgn.StartTestInput{SourceServerIDs: []string{a.id}})
+	r.must(err)
+	ended := func(id *string) types.Job {
+		var job types.Job
+		r.until("the end of job "+*id, func() bool {
+			out, err := r.mgn.DescribeJobs(ctx, &mgn.DescribeJobsInput{Filters: &types.DescribeJobsRequestFilters{JobIDs: []string{*id}}})
+			r.must(err)
+			job = out.Items[0]
+			return job.Status == types.JobStatusCompleted
+		})
+		return job
+	}
+	terminate := func() {
+		t.Helper()
+		_, err := r.mgn.ChangeServerLifeCycleState(ctx, &mgn.ChangeServerLifeCycleStateInput{SourceServerID: &a.id,
+			LifeCycle: &types.ChangeServerLifeCycleStateSourceServerLifecycle{State: "READY_FOR_TEST"}})
+		r.must(err)
+		out, err := r.mgn.TerminateTargetInstances(ctx, &mgn.TerminateTargetInstancesInput{SourceServerIDs: []string{a.id}})
+		r.must(err)
+		if job := ended(out.Job.JobID); job.ParticipatingServers[0].LaunchStatus != types.LaunchStatusTerminated {
+			t.Errorf("terminated as %+v", job.ParticipatingServers[0])
+		}
+	}
+	job := ended(test.Job.JobID)
+	if job.ParticipatingServers[0].LaunchStatus != types.LaunchStatusLaunched {
+		log, _ := r.mgn.DescribeJobLogItems(ctx, &mgn.DescribeJobLogItemsInput{JobID: job.JobID})
+		for _, item := range log.Items {
+			if item.EventData != nil {
+				t.Log(item.Event, aws.ToString(item.EventData.RawError))
+			}
+		}
+		t.Fatalf("launched as %+v", job.ParticipatingServers[0])
+	}
+	t.Cleanup(func() { killInstances(t, data) })
+	if status := r.stop(); status != statusDone {
+		t.Fatalf("stopped with status %d", status)
+	}
+	r = serve(t, data)
+	if got := r.describe(a.id).LaunchedInstance; got == nil || *got.Ec2InstanceID != *job.ParticipatingServers[0].LaunchedEc2InstanceID {
+		t.Errorf("after a restart the instance is %+v", got)
+	}
+	terminate()
+	if r.describe(a.id).LaunchedInstance != nil {
+		t.Error("the instance is still there")
+	}
+}
+
+// killInstances ends machines that a failed test has left.
+func killInstances(t *testing.T, data string) {
+	target, err := openTarget(filepath.Join(data, "instances"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Log("machines may be left:", err)
+		return
+	}
+	defer target.Close()
+	left, err := target.Instances(context.Background())
+	for _, i := range left {
+		err = errors.Join(err, target.Terminate(context.Background(), i.ID))
+	}
+	if err != nil {
+		t.Log("machines may be left:", err)
 	}
 }
