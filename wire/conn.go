@@ -206,18 +206,42 @@ func putBuffer(buffer *[]byte) {
 // payload must not be used afterwards, by anyone. To forget Free is only waste.
 func (r Run) Free() { putBuffer(r.buffer) }
 
-// Silence wraps a connection so that a Read fails when nothing arrives for d.
-// It goes under TLS.
-func Silence(conn net.Conn, d time.Duration) net.Conn { return &silence{conn, d} }
-
-type silence struct {
+// A Silence is a connection whose Read fails when nothing arrives for a time,
+// and which another goroutine can tell to stop reading. It goes under TLS.
+type Silence struct {
 	net.Conn
-	d time.Duration
+	limit time.Duration
+
+	mu      sync.Mutex
+	stopped bool
 }
 
-func (s *silence) Read(p []byte) (int, error) {
-	if err := s.SetReadDeadline(time.Now().Add(s.d)); err != nil {
+// NewSilence wraps conn, whose read deadline it sets from now on.
+func NewSilence(conn net.Conn, limit time.Duration) *Silence {
+	return &Silence{Conn: conn, limit: limit}
+}
+
+// Read is the connection's, within the limit.
+func (s *Silence) Read(p []byte) (int, error) {
+	if err := s.arm(); err != nil {
 		return 0, err
 	}
 	return s.Conn.Read(p)
+}
+
+func (s *Silence) arm() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return net.ErrClosed
+	}
+	return s.SetReadDeadline(time.Now().Add(s.limit))
+}
+
+// StopReading ends the Read under way and all later ones. Writes go on.
+func (s *Silence) StopReading() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	s.SetReadDeadline(time.Unix(1, 0))
 }

@@ -261,10 +261,10 @@ func decodeCommit(body []byte) (Message, error) {
 func appendSeq(b []byte, s block.Seq) []byte { return binary.BigEndian.AppendUint64(b, uint64(s)) }
 func decodeSeq(body []byte) block.Seq        { return block.Seq(binary.BigEndian.Uint64(body)) }
 
-func (a Ack) appendBody(b []byte) ([]byte, error)     { return appendSeq(b, a.Epoch), nil }
-func (r Retract) appendBody(b []byte) ([]byte, error) { return appendSeq(b, r.After), nil }
+func (a Ack) appendBody(b []byte) ([]byte, error)       { return appendSeq(b, a.Epoch), nil }
+func (r Retract) appendBody(b []byte) ([]byte, error)   { return appendSeq(b, r.After), nil }
 func (r Retracted) appendBody(b []byte) ([]byte, error) { return appendSeq(b, r.After), nil }
 
-func decodeAck(body []byte) (Message, error)     { return Ack{decodeSeq(body)}, nil }
-func decodeRetract(body []byte) (Message, error) { return Retract{decodeSeq(body)}, nil }
+func decodeAck(body []byte) (Message, error)       { return Ack{decodeSeq(body)}, nil }
+func decodeRetract(body []byte) (Message, error)   { return Retract{decodeSeq(body)}, nil }
 func decodeRetracted(body []byte) (Message, error) { return Retracted{decodeSeq(body)}, nil }

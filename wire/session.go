@@ -19,12 +19,15 @@ const (
 	DefaultConnections = 4
 	DefaultKeepAlive   = 5 * time.Second
 
-	// deadAfter keepalive intervals without a byte, the other side is gone.
-	deadAfter = 3
+	// DeadAfter keepalive intervals without a byte, the other side is gone.
+	DeadAfter = 3
 
 	// lastWords is how long the end of a session waits for the ERROR that may
 	// explain why writing failed.
 	lastWords = 2 * time.Second
+
+	// goodbye is how long Close tries to tell the server.
+	goodbye = time.Second
 )
 
 // A Config says how an agent connects to its replication server.
@@ -164,7 +167,7 @@ func open(ctx context.Context, config Config, hello Hello) (_ *clientConn, w Wel
 			raw.Close()
 		}
 	}()
-	tc := tls.Client(Silence(raw, deadAfter*config.KeepAlive), config.TLS)
+	tc := tls.Client(NewSilence(raw, DeadAfter*config.KeepAlive), config.TLS)
 	c := &clientConn{Conn: NewConn(tc), raw: raw, tls: tc, end: make(chan struct{})}
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, w, err
@@ -305,13 +308,20 @@ func (s *Session) Close() error {
 // fail ends the session with err, unless it has ended.
 func (s *Session) fail(err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
+	first := s.err == nil
+	if first {
+		s.err = err
+		close(s.done)
+	}
+	s.mu.Unlock()
+	if !first {
 		return
 	}
-	s.err = err
-	close(s.done)
 	for _, c := range s.conns {
+		if err == ErrClosed { // the server is told that this end is wanted
+			c.raw.SetWriteDeadline(time.Now().Add(goodbye))
+			c.tls.Close()
+		}
 		c.raw.Close()
 	}
 }

@@ -1,0 +1,187 @@
+package awsapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"rehost/identity"
+)
+
+// maxAudited is how many resources an audit line names.
+const maxAudited = 20
+
+// admit decodes, validates and authorizes the call.
+func (c *call) admit(in any) error {
+	if err := c.decode(in); err != nil {
+		return err
+	}
+	if c.caller.Principal == nil {
+		// The certificate is all that such an operation asks for.
+		c.decision, c.reason = allowed, "client certificate"
+		return nil
+	}
+	c.decision = denied
+	if err := c.authorize(in); err != nil {
+		return err
+	}
+	c.decision = allowed
+	return nil
+}
+
+// decode fills in from body, path and query, and checks it against the model.
+func (c *call) decode(in any) error {
+	var check Checker
+	body := bytes.TrimSpace(c.body)
+	if c.route.HasBody && len(body) > 0 {
+		if body[0] != '{' {
+			return unparsable("The body is not a JSON object")
+		}
+		decoder := json.NewDecoder(bytes.NewReader(body))
+		if err := decoder.Decode(in); err != nil {
+			return unparsable("The body cannot be parsed: %s", jsonReason(err))
+		}
+		if _, err := decoder.Token(); err != io.EOF {
+			return unparsable("Something follows the JSON object of the body")
+		}
+	}
+	if p, ok := in.(PresenceChecker); ok {
+		if len(body) == 0 {
+			body = []byte("{}")
+		}
+		p.Presence().check(&check, body)
+	}
+	if p, ok := in.(ParamReader); ok {
+		if err := p.ReadParams(c.params); err != nil {
+			return unparsable("The %s", err)
+		}
+	}
+	fields := check.Errors()
+	if v, ok := in.(interface{ Validate() []FieldError }); ok {
+		fields = append(fields, v.Validate()...)
+	}
+	if len(fields) > 0 {
+		return invalid(fields)
+	}
+	return nil
+}
+
+// jsonReason says what is wrong with a JSON text, without a word of the text.
+func jsonReason(err error) string {
+	if e := (*json.UnmarshalTypeError)(nil); errors.As(err, &e) {
+		return fmt.Sprintf("member %s must not be a JSON %s", e.Field, e.Value)
+	}
+	if e := (*json.SyntaxError)(nil); errors.As(err, &e) {
+		return fmt.Sprintf("JSON syntax error at offset %d", e.Offset)
+	}
+	return "it is not the JSON that the operation takes"
+}
+
+// authorize asks whether the caller may do the operation to everything that
+// the request names.
+func (c *call) authorize(in any) error {
+	p := c.caller.Principal
+	if a, ok := in.(AccountNamer); ok && a.TargetAccount() != "" && a.TargetAccount() != p.Account {
+		return Errorf(AccessDenied, "Account %s is not managed here", a.TargetAccount())
+	}
+	circumstances, err := c.circumstances(in)
+	if err != nil {
+		return err
+	}
+	action := c.route.service.SigningName + ":" + c.route.Name
+	if len(circumstances["aws:tagkeys"]) > 0 && c.route.Creates != "" {
+		// Whoever creates with tags also needs the right to tag what comes to be.
+		tagging := cloneContext(circumstances)
+		tagging.Set("mgn:CreateAction", c.route.Name)
+		if err := c.allow(c.route.service.SigningName+":TagResource", c.arn(c.route.Creates, "*"), tagging); err != nil {
+			return err
+		}
+	}
+	for _, arn := range c.named(in) {
+		own := cloneContext(circumstances)
+		if c.server.ResourceTags != nil && arn != "*" {
+			for key, value := range c.server.ResourceTags(c.request.Context(), arn) {
+				own.Set("aws:ResourceTag/"+key, value)
+			}
+		}
+		if err := c.allow(action, arn, own); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *call) allow(action, arn string, circumstances identity.Context) error {
+	decision := c.server.Identity.Authorize(c.caller.Principal, action, arn, circumstances)
+	c.reason = decision.Reason
+	if decision.Allowed {
+		return nil
+	}
+	because := "no policy allows the action"
+	if decision.Explicit {
+		because = "a policy denies it"
+	}
+	return Errorf(AccessDenied, "User: %s is not authorized to perform: %s on resource: %s because %s", c.caller.Principal.ARN, action, arn, because)
+}
+
+// named lists the ARNs that the request is about, "*" for none.
+func (c *call) named(in any) []string {
+	var arns []string
+	if l, ok := in.(ResourceLister); ok {
+		for _, r := range l.Resources() {
+			if r.ARN == "" {
+				r.ARN = c.arn(r.Type, r.ID)
+			}
+			arns = append(arns, r.ARN)
+		}
+	}
+	c.resources = arns[:min(len(arns), maxAudited)]
+	if len(arns) == 0 {
+		return []string{"*"}
+	}
+	return arns
+}
+
+func (c *call) arn(kind, id string) string {
+	return "arn:aws:" + c.route.service.SigningName + ":" + c.server.Region + ":" + c.caller.Principal.Account + ":" + kind + "/" + id
+}
+
+// circumstances collects what conditions can ask about the request.
+func (c *call) circumstances(in any) (identity.Context, error) {
+	out := identity.Context{}
+	out.Set("aws:RequestedRegion", c.server.Region)
+	out.Set("aws:SecureTransport", fmt.Sprint(c.request.TLS != nil))
+	if c.caller.SourceIP.IsValid() {
+		out.Set("aws:SourceIp", c.caller.SourceIP.String())
+	}
+	if c.caller.UserAgent != "" {
+		out.Set("aws:UserAgent", c.caller.UserAgent)
+	}
+	var keys []string
+	if t, ok := in.(TagBringer); ok {
+		for key, value := range t.RequestTags() {
+			name := "aws:RequestTag/" + key
+			if out[strings.ToLower(name)] != nil {
+				return nil, invalid([]FieldError{{Name: "tags", Message: "Tag keys must differ in more than case"}})
+			}
+			out.Set(name, value)
+			keys = append(keys, key)
+		}
+	}
+	if t, ok := in.(TagKeyBringer); ok {
+		keys = t.RequestTagKeys()
+	}
+	out.Set("aws:TagKeys", keys...)
+	return out, nil
+}
+
+func cloneContext(c identity.Context) identity.Context {
+	out := make(identity.Context, len(c)+8)
+	for key, values := range c {
+		out[key] = values
+	}
+	return out
+}

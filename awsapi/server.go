@@ -1,0 +1,401 @@
+package awsapi
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"rehost/identity"
+)
+
+// DefaultMaxBody is how large a request's body may be, in bytes.
+const DefaultMaxBody = 1 << 20
+
+// Options says what a [Server] stands on.
+type Options struct {
+	Identity *identity.Directory // required
+	Region   string              // required: the only one that credentials may be scoped to
+	Log      *slog.Logger        // nil is slog.Default(); gets one line a call
+	Now      func() time.Time    // nil is time.Now
+	MaxBody  int64               // 0 is DefaultMaxBody
+
+	// VerifyPeer names the holder of a client certificate that TLS has verified
+	// against the service's CA, and refuses those that are revoked or have the
+	// wrong role. nil refuses all.
+	VerifyPeer func(ctx context.Context, leaf *x509.Certificate) (name string, err error)
+	// MapError turns the errors of handlers into an [Exception], so that one
+	// table has them all. What is none afterwards is an internal error.
+	MapError func(error) error
+	// ResourceTags gives the tags of a resource for conditions on
+	// aws:ResourceTag; nil for one that is not there. nil means no tags.
+	ResourceTags func(ctx context.Context, arn string) map[string]string
+}
+
+// A Server answers the calls of its services over HTTP. Handlers are
+// registered with [Handle] before it serves.
+type Server struct {
+	Options
+	routes map[string][]*route // by signing name
+}
+
+// New makes a server of services. Operations without a handler are answered
+// with an error that says so.
+func New(o Options, services ...*Service) *Server {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.MaxBody == 0 {
+		o.MaxBody = DefaultMaxBody
+	}
+	s := &Server{Options: o, routes: map[string][]*route{}}
+	for _, service := range services {
+		for _, op := range service.Operations {
+			s.routes[service.SigningName] = append(s.routes[service.SigningName], newRoute(service, op))
+		}
+	}
+	return s
+}
+
+// A route is an operation on its way to its handler.
+type route struct {
+	*Operation
+	service  *Service
+	segments []string // of the path template
+	handle   func(*call) (any, error)
+}
+
+func newRoute(service *Service, op *Operation) *route {
+	return &route{Operation: op, service: service, segments: strings.Split(op.URI, "/")}
+}
+
+// match is whether an escaped path fits, and the labels in it. A label is one
+// segment: the slashes of an ARN in it are escaped.
+func (r *route) match(path string) (labels map[string]string, ok bool) {
+	for i, want := range r.segments {
+		segment, rest, more := strings.Cut(path, "/")
+		if more != (i < len(r.segments)-1) {
+			return nil, false
+		}
+		path = rest
+		if !strings.HasPrefix(want, "{") {
+			if segment != want {
+				return nil, false
+			}
+			continue
+		}
+		value, err := url.PathUnescape(segment)
+		if err != nil || value == "" {
+			return nil, false
+		}
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[strings.Trim(want, "{}")] = value
+	}
+	return labels, true
+}
+
+func (s *Server) find(service, method, path string) (*route, map[string]string) {
+	for _, r := range s.routes[service] {
+		if r.Method == method {
+			if labels, ok := r.match(path); ok {
+				return r, labels
+			}
+		}
+	}
+	return nil, nil
+}
+
+// Handle registers the function that does the operation. It panics if the
+// operation's service is not served or the operation has a function already.
+// The input that the function gets is valid and its caller allowed to make the
+// call. See [Options.MapError] for its errors; a nil output is an empty one.
+func Handle[In, Out any](s *Server, op *Op[In, Out], do func(context.Context, *In) (*Out, error)) {
+	for _, routes := range s.routes {
+		for _, r := range routes {
+			if r.Operation != &op.Operation {
+				continue
+			}
+			if r.handle != nil {
+				panic("awsapi: two handlers of " + op.Name)
+			}
+			r.handle = func(c *call) (any, error) {
+				in := new(In)
+				if err := c.admit(in); err != nil {
+					return nil, err
+				}
+				out, err := do(context.WithValue(c.request.Context(), callerKey{}, &c.caller), in)
+				if out == nil || err != nil {
+					return struct{}{}, err
+				}
+				return out, nil
+			}
+			return
+		}
+	}
+	panic("awsapi: no served service has the operation " + op.Name)
+}
+
+// A call is one request on its way.
+type call struct {
+	server  *Server
+	request *http.Request
+	route   *route // nil until it is found
+	body    []byte
+	params  Params
+	caller  Caller
+
+	decision  string // of the audit line
+	reason    string
+	resources []string
+}
+
+// The decisions of an audit line.
+const (
+	refused = "refused" // not authenticated, or not understood
+	denied  = "denied"
+	allowed = "allowed"
+)
+
+// ServeHTTP implements [http.Handler].
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := s.Now()
+	c := &call{server: s, request: r, decision: refused}
+	c.caller.RequestID = newRequestID()
+	c.caller.Region = s.Region
+	c.caller.UserAgent = r.UserAgent()
+	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		c.caller.SourceIP = addr.Addr().Unmap()
+	}
+	status, failure := c.serve(w)
+	c.audit(status, failure, s.Now().Sub(start))
+}
+
+// serve answers the call and returns what it answered.
+func (c *call) serve(w http.ResponseWriter) (status int, failure Exception) {
+	out, err := c.perform()
+	h := w.Header()
+	h.Set("X-Amzn-Requestid", c.caller.RequestID)
+	h.Set("Cache-Control", "no-store")
+	if err == nil {
+		if c.route.Success == http.StatusNoContent {
+			w.WriteHeader(http.StatusNoContent)
+			return http.StatusNoContent, nil
+		}
+		if err = writeJSON(w, c.route.Success, out); err == nil {
+			return c.route.Success, nil
+		}
+	}
+	e := c.exception(err)
+	h.Set("X-Amzn-Errortype", e.ErrorName())
+	e.WriteHeader(h)
+	if err := writeJSON(w, e.HTTPStatus(), e); err != nil {
+		c.server.Log.Error("answer cannot be written", "requestID", c.caller.RequestID, "err", err)
+	}
+	return e.HTTPStatus(), e
+}
+
+// writeJSON writes nothing if v cannot be encoded.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(text) // whoever went away gets no answer
+	return nil
+}
+
+// perform takes the call through all its steps. A panic is an internal error.
+func (c *call) perform() (out any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			c.server.Log.Error("handler panicked", "requestID", c.caller.RequestID, "panic", p, "stack", string(debug.Stack()))
+			out, err = nil, errPanicked
+		}
+	}()
+	path, _, _ := strings.Cut(c.request.RequestURI, "?")
+	if r, ok := c.server.peerRoute(c.request.Method, path); ok {
+		c.found(r, nil)
+		if err := c.authenticatePeer(); err != nil {
+			return nil, err
+		}
+		if c.body, err = c.readBody(); err != nil {
+			return nil, err
+		}
+	} else if err := c.authenticate(); err != nil {
+		return nil, err
+	}
+	if c.route.handle == nil {
+		return nil, Errorf(NotImplemented, "%s is not built yet in this version of Rehost", c.route.Name)
+	}
+	return c.route.handle(c)
+}
+
+var errPanicked = errors.New("handler panicked")
+
+// peerRoute finds an operation that certificates authenticate.
+func (s *Server) peerRoute(method, path string) (*route, bool) {
+	for service := range s.routes {
+		if r, _ := s.find(service, method, path); r != nil && r.MutualTLS {
+			return r, true
+		}
+	}
+	return nil, false
+}
+
+func (c *call) found(r *route, labels map[string]string) {
+	c.route, c.caller.Operation = r, r.Operation
+	c.params.Labels = labels
+}
+
+// authenticatePeer takes the caller from the connection.
+func (c *call) authenticatePeer() error {
+	state := c.request.TLS
+	if state == nil || len(state.VerifiedChains) == 0 || c.server.VerifyPeer == nil {
+		return Errorf(MissingAuthentication, "%s needs a client certificate of this service", c.route.Name)
+	}
+	leaf := state.VerifiedChains[0][0]
+	name, err := c.server.VerifyPeer(c.request.Context(), leaf)
+	if err != nil {
+		return &reasonedError{Errorf(UnrecognizedClient, "The client certificate is not accepted"), err.Error()}
+	}
+	c.caller.Peer, c.caller.Certificate = name, leaf
+	return nil
+}
+
+// authenticate reads and verifies the signature and finds the operation. What
+// costs little is checked first, and nobody learns what operations there are
+// without having signed.
+func (c *call) authenticate() error {
+	r, err := readSignature(c.request)
+	if err != nil {
+		return err
+	}
+	if err := r.checkScope(c.server.Region); err != nil {
+		return err
+	}
+	if c.server.routes[r.scope.service] == nil {
+		return Errorf(InvalidSignature, "Credential should be scoped to a service of this endpoint, which '%s' is not", r.scope.service)
+	}
+	if err := r.checkTime(c.server.Now()); err != nil {
+		return err
+	}
+	if c.body, err = c.readBody(); err != nil {
+		return err
+	}
+	who, err := r.verify(c.request.Context(), c.server.Identity, c.body)
+	if err != nil {
+		return err
+	}
+	c.caller.Principal, c.params.Query = who, r.query
+	route, labels := c.server.find(r.scope.service, r.Method, r.path)
+	if route == nil {
+		return Errorf(UnknownOperation, "There is no operation %s %.200s", r.Method, r.path)
+	}
+	c.found(route, labels)
+	return nil
+}
+
+// readBody reads the whole body, which is bounded because it is read before it
+// is known whose it is.
+func (c *call) readBody() ([]byte, error) {
+	limit := c.server.MaxBody
+	if c.request.ContentLength > limit {
+		return nil, Errorf(TooLarge, "The body is larger than %d bytes", limit)
+	}
+	body, err := io.ReadAll(io.LimitReader(c.request.Body, limit+1))
+	if err != nil {
+		return nil, unparsable("The body ends too early")
+	}
+	if int64(len(body)) > limit {
+		return nil, Errorf(TooLarge, "The body is larger than %d bytes", limit)
+	}
+	return body, nil
+}
+
+// exception is the answer to an error. What nobody meant for the client stays
+// in the log.
+func (c *call) exception(err error) Exception {
+	if e := Exception(nil); errors.As(err, &e) {
+		if e, ok := err.(*reasonedError); ok {
+			c.reason = e.reason
+		}
+		return e
+	}
+	if c.server.MapError != nil {
+		if e := Exception(nil); errors.As(c.server.MapError(err), &e) {
+			if c.route != nil && e.HTTPStatus() < 500 && !c.route.Models(e.ErrorName()) {
+				c.server.Log.Warn("error is not in the operation's model", "operation", c.route.Name, "error", e.ErrorName())
+			}
+			return e
+		}
+	}
+	if err != errPanicked && c.request.Context().Err() == nil {
+		c.server.Log.Error("call ended in an internal error", "requestID", c.caller.RequestID, "err", err)
+	}
+	return Errorf(InternalServer, "An internal error occurred; the service's log has it under request id %s", c.caller.RequestID)
+}
+
+// audit writes the line of the call.
+func (c *call) audit(status int, failure Exception, took time.Duration) {
+	attrs := []slog.Attr{
+		slog.String("requestID", c.caller.RequestID),
+		slog.String("decision", c.decision),
+		slog.Int("status", status),
+		slog.String("sourceIP", c.caller.SourceIP.String()),
+		slog.Duration("took", took),
+	}
+	add := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	if c.route != nil {
+		add("service", c.route.service.Name)
+		add("operation", c.route.Name)
+		attrs = append(attrs, slog.Bool("readOnly", c.route.ReadOnly))
+	}
+	if p := c.caller.Principal; p != nil {
+		add("principal", p.ARN)
+		add("accessKeyID", p.AccessKeyID)
+		add("sourceIdentity", p.SourceIdentity)
+	}
+	add("peer", c.caller.Peer)
+	add("resources", strings.Join(c.resources, " "))
+	if failure != nil {
+		add("error", failure.ErrorName())
+		if c.reason == "" && c.decision != allowed {
+			c.reason = failure.Error()
+		}
+	}
+	add("reason", c.reason)
+	add("userAgent", c.caller.UserAgent)
+	c.server.Log.LogAttrs(c.request.Context(), slog.LevelInfo, "call", attrs...)
+}
+
+// newRequestID makes a random UUID.
+func newRequestID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

@@ -1,0 +1,104 @@
+// Command rehost is the service, the replication server and the operator's
+// tools. Exit status: 0 done, 1 an error, 2 wrong usage, 3 what was named does
+// not exist, 4 stored data is damaged, 5 in use by another process.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"rehost/store"
+)
+
+// CLI is the command line; each command is a field.
+type CLI struct {
+	Store StoreCmd `cmd:"" help:"Look into a store directly, without the service."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	status := Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(status)
+}
+
+// The exit statuses.
+const (
+	statusDone = iota
+	statusError
+	statusUsage
+	statusNotFound
+	statusDamaged
+	statusInUse
+)
+
+// errUsage is wrapped by errors in what was asked.
+var errUsage = errors.New("wrong usage")
+
+// Run runs the command line args and returns the exit status.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	type exited int // kong wants to exit after --help
+	status := statusDone
+	err := func() (err error) {
+		defer func() {
+			if code, ok := recover().(exited); ok {
+				status = int(code)
+			}
+		}()
+		var cli CLI
+		parser, err := kong.New(&cli, kong.Name("rehost"), kong.Description("Moves running servers."),
+			kong.Writers(stdout, stderr), kong.Exit(func(code int) { panic(exited(code)) }))
+		if err != nil {
+			return err
+		}
+		cmd, err := parser.Parse(args)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errUsage, err)
+		}
+		cmd.Bind(&cli)
+		cmd.BindTo(ctx, (*context.Context)(nil))
+		cmd.BindTo(stdout, (*io.Writer)(nil))
+		return cmd.Run()
+	}()
+	if err == nil {
+		return status
+	}
+	fmt.Fprintf(stderr, "error: %v\n", err)
+	if damage := new(store.CorruptError); errors.As(err, &damage) && !errors.Is(err, store.ErrKey) {
+		fmt.Fprintln(stderr, "hint: what is stored has been damaged; no data was returned from there. Restore the file from a copy, or replicate anew")
+		return statusDamaged
+	}
+	for _, o := range outcomes {
+		if errors.Is(err, o.err) {
+			if o.hint != "" {
+				fmt.Fprintf(stderr, "hint: %s\n", o.hint)
+			}
+			return o.status
+		}
+	}
+	return statusError
+}
+
+// outcomes says what each error means to the user. The first that fits counts.
+var outcomes = []struct {
+	err    error
+	status int
+	hint   string
+}{
+	{errUsage, statusUsage, "rehost --help lists commands and flags"},
+	{store.ErrKey, statusError, "this replica was written with another key: name its key file with --key"},
+	{store.ErrNotFound, statusNotFound, "rehost store ls lists the replicas that are there"},
+	{store.ErrNoPoint, statusNotFound, "rehost store inspect lists the points that can be opened"},
+	{store.ErrBadID, statusUsage, "a replica has the name of its source server, like s-0123456789abcdef0"},
+	{store.ErrLocked, statusInUse, "stop the replication server that writes this replica"},
+	{store.ErrFull, statusError, "free some space and try again"},
+	{os.ErrNotExist, statusNotFound, ""},
+	{os.ErrPermission, statusError, "run it as the user the replication server runs as"},
+}

@@ -1,0 +1,462 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A Directory holds one account with its users, roles, keys and policies, all
+// of it in memory and, through its [Store], on disk. It is safe for concurrent
+// use. There is nothing to close.
+type Directory struct {
+	store Store
+	key   *SealingKey
+	now   func() time.Time
+
+	mu          sync.RWMutex // guards what follows; held while the store is written
+	account     Account
+	users       map[string]*heldUser
+	roles       map[string]*heldRole
+	keys        map[string]AccessKey
+	policies    map[string]*Document // managed ones, by ARN
+	revocations map[string]revocation
+}
+
+// A heldUser is a user together with its parsed policies.
+type heldUser struct {
+	User
+	layers []layer
+}
+
+// A heldRole is a role together with its parsed policies.
+type heldRole struct {
+	Role
+	trust  *Document
+	layers []layer
+}
+
+// An Options says what a directory stands on.
+type Options struct {
+	Store Store            // required
+	Key   *SealingKey      // required
+	Now   func() time.Time // nil is time.Now
+}
+
+// Open reads the whole store. A document in it that cannot be understood is an
+// error: nothing is served with half a policy.
+func Open(ctx context.Context, o Options) (*Directory, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	d := &Directory{
+		store: o.Store, key: o.Key, now: o.Now,
+		users: map[string]*heldUser{}, roles: map[string]*heldRole{}, keys: map[string]AccessKey{},
+		policies: map[string]*Document{}, revocations: map[string]revocation{},
+	}
+	maps.Copy(d.policies, managed())
+	var users []User
+	var roles []Role
+	err := o.Store.All(ctx, func(kind Kind, name string, value []byte) (err error) {
+		switch kind {
+		case KindAccount:
+			err = json.Unmarshal(value, &d.account)
+		case KindUser:
+			err = appendJSON(&users, value)
+		case KindRole:
+			err = appendJSON(&roles, value)
+		case KindKey:
+			var k AccessKey
+			err = json.Unmarshal(value, &k)
+			d.keys[name] = k
+		case KindPolicy:
+			var p Policy
+			if err = json.Unmarshal(value, &p); err == nil {
+				d.policies[name], err = ParseDocument(IdentityDocument, name, p.Document)
+			}
+		case KindRevocation:
+			var r revocation
+			err = json.Unmarshal(value, &r)
+			d.revocations[name] = r
+		}
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", kind, name, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open directory: %w", err)
+	}
+	for _, u := range users {
+		if d.users[u.Name], err = d.holdUser(u); err != nil {
+			return nil, fmt.Errorf("open directory: user %s: %w", u.Name, err)
+		}
+	}
+	for _, r := range roles {
+		if d.roles[r.Name], err = d.holdRole(r); err != nil {
+			return nil, fmt.Errorf("open directory: role %s: %w", r.Name, err)
+		}
+	}
+	return d, nil
+}
+
+func appendJSON[T any](list *[]T, value []byte) error {
+	var v T
+	if err := json.Unmarshal(value, &v); err != nil {
+		return err
+	}
+	*list = append(*list, v)
+	return nil
+}
+
+func (d *Directory) holdUser(u User) (*heldUser, error) {
+	layers, err := d.layers(u.Attached, u.Inline, u.Boundary)
+	return &heldUser{User: u, layers: layers}, err
+}
+
+func (d *Directory) holdRole(r Role) (*heldRole, error) {
+	trust, err := ParseDocument(TrustDocument, "the trust policy", r.Trust)
+	if err != nil {
+		return nil, err
+	}
+	layers, err := d.layers(r.Attached, r.Inline, r.Boundary)
+	return &heldRole{Role: r, trust: trust, layers: layers}, err
+}
+
+// layers parses what a user or role may do.
+func (d *Directory) layers(attached []string, inline map[string]string, boundary string) ([]layer, error) {
+	own := layer{name: "identity policies"}
+	for _, arn := range attached {
+		doc := d.policies[arn]
+		if doc == nil {
+			return nil, fmt.Errorf("policy %s: %w", arn, ErrNotFound)
+		}
+		own.documents = append(own.documents, doc)
+	}
+	for _, name := range slices.Sorted(maps.Keys(inline)) {
+		doc, err := ParseDocument(IdentityDocument, "inline policy "+name, inline[name])
+		if err != nil {
+			return nil, fmt.Errorf("inline policy %s: %w", name, err)
+		}
+		own.documents = append(own.documents, doc)
+	}
+	out := []layer{own}
+	if boundary != "" {
+		doc := d.policies[boundary]
+		if doc == nil {
+			return nil, fmt.Errorf("permissions boundary %s: %w", boundary, ErrNotFound)
+		}
+		out = append(out, layer{name: "permissions boundary", documents: []*Document{doc}})
+	}
+	return out, nil
+}
+
+// Account is the account, with an empty ID before [Directory.Bootstrap].
+func (d *Directory) Account() Account {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.account
+}
+
+// AdminUser is the user that Bootstrap makes.
+const AdminUser = "admin"
+
+// Bootstrap makes the account, its roles and its administrator with an access
+// key, unless they are there already; then the credentials are zero. After a
+// crash in the middle it goes on, and makes the key anew.
+func (d *Directory) Bootstrap(ctx context.Context) (Credentials, error) {
+	if d.Account().ID != "" {
+		return Credentials{}, nil
+	}
+	id, err := rand.Int(rand.Reader, big.NewInt(900_000_000_000))
+	if err != nil {
+		return Credentials{}, err
+	}
+	account := Account{ID: fmt.Sprintf("%012d", id.Int64()+100_000_000_000), Created: d.now().UTC()}
+	for _, r := range serviceRoles() {
+		if err := d.CreateRole(ctx, r); err != nil && !errors.Is(err, ErrExists) {
+			return Credentials{}, err
+		}
+	}
+	admin := User{Name: AdminUser, Attached: []string{ManagedPolicy("AdministratorAccess")}}
+	if err := d.CreateUser(ctx, admin); err != nil && !errors.Is(err, ErrExists) {
+		return Credentials{}, err
+	}
+	for _, k := range d.AccessKeys(AdminUser) {
+		if err := d.DeleteAccessKey(ctx, k.ID); err != nil {
+			return Credentials{}, err
+		}
+	}
+	credentials, err := d.CreateAccessKey(ctx, AdminUser)
+	if err != nil {
+		return Credentials{}, err
+	}
+	// The account comes last: as long as there is none, nobody can call.
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.put(ctx, KindAccount, account.ID, account); err != nil {
+		return Credentials{}, fmt.Errorf("create account: %w", err)
+	}
+	d.account = account
+	return credentials, nil
+}
+
+// put writes a record; the caller holds the lock for writing.
+func (d *Directory) put(ctx context.Context, kind Kind, name string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return d.store.Put(ctx, kind, name, text)
+}
+
+var nameForm = regexp.MustCompile(`^[\w+=,.@-]{1,64}$`)
+
+// taken is whether a name is used, or differs from a used one only in case.
+func taken[T any](names map[string]T, name string) bool {
+	for n := range names {
+		if strings.EqualFold(n, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// CreateUser adds a user; ID, Path and Created are filled in.
+func (d *Directory) CreateUser(ctx context.Context, u User) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case !nameForm.MatchString(u.Name):
+		return fmt.Errorf("create user %.64q: not a name", u.Name)
+	case taken(d.users, u.Name):
+		return fmt.Errorf("create user %s: %w", u.Name, ErrExists)
+	}
+	u.ID, u.Created = newID("AIDA"), d.now().UTC()
+	if u.Path == "" {
+		u.Path = "/"
+	}
+	return d.setUser(ctx, u)
+}
+
+func (d *Directory) setUser(ctx context.Context, u User) error {
+	h, err := d.holdUser(u)
+	if err != nil {
+		return fmt.Errorf("user %s: %w", u.Name, err)
+	}
+	if err := d.put(ctx, KindUser, u.Name, u); err != nil {
+		return fmt.Errorf("user %s: %w", u.Name, err)
+	}
+	d.users[u.Name] = h
+	return nil
+}
+
+// UpdateUser changes a user's tags, policies or boundary. Change gets a copy
+// whose lists and maps it must replace and not write to.
+func (d *Directory) UpdateUser(ctx context.Context, name string, change func(*User) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.users[name]
+	if h == nil {
+		return fmt.Errorf("user %s: %w", name, ErrNotFound)
+	}
+	u := h.User
+	if err := change(&u); err != nil {
+		return err
+	}
+	u.Name, u.ID = h.Name, h.ID
+	return d.setUser(ctx, u)
+}
+
+// User returns a user.
+func (d *Directory) User(name string) (User, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if h := d.users[name]; h != nil {
+		return h.User, nil
+	}
+	return User{}, fmt.Errorf("user %s: %w", name, ErrNotFound)
+}
+
+// CreateRole adds a role; ID, Path, Created and a MaxDuration of 0 are filled in.
+func (d *Directory) CreateRole(ctx context.Context, r Role) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case !nameForm.MatchString(r.Name):
+		return fmt.Errorf("create role %.64q: not a name", r.Name)
+	case taken(d.roles, r.Name):
+		return fmt.Errorf("create role %s: %w", r.Name, ErrExists)
+	}
+	r.ID, r.Created = newID("AROA"), d.now().UTC()
+	if r.Path == "" {
+		r.Path = "/"
+	}
+	if r.MaxDuration == 0 {
+		r.MaxDuration = time.Hour
+	}
+	h, err := d.holdRole(r)
+	if err != nil {
+		return fmt.Errorf("create role %s: %w", r.Name, err)
+	}
+	if err := d.put(ctx, KindRole, r.Name, r); err != nil {
+		return fmt.Errorf("create role %s: %w", r.Name, err)
+	}
+	d.roles[r.Name] = h
+	return nil
+}
+
+// CreatePolicy adds a managed policy of the account and returns its ARN.
+func (d *Directory) CreatePolicy(ctx context.Context, p Policy) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p.Path == "" {
+		p.Path = "/"
+	}
+	arn := "arn:aws:iam::" + d.account.ID + ":policy" + p.Path + p.Name
+	switch {
+	case !nameForm.MatchString(p.Name):
+		return "", fmt.Errorf("create policy %.64q: not a name", p.Name)
+	case taken(d.policies, arn):
+		return "", fmt.Errorf("create policy %s: %w", p.Name, ErrExists)
+	}
+	doc, err := ParseDocument(IdentityDocument, p.Name, p.Document)
+	if err != nil {
+		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
+	}
+	if err := d.put(ctx, KindPolicy, arn, p); err != nil {
+		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
+	}
+	d.policies[arn] = doc
+	return arn, nil
+}
+
+// CreateAccessKey makes a key of the user. This is the only time that its
+// secret is to be had.
+func (d *Directory) CreateAccessKey(ctx context.Context, user string) (Credentials, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.users[user] == nil {
+		return Credentials{}, fmt.Errorf("create access key of user %s: %w", user, ErrNotFound)
+	}
+	out := Credentials{AccessKeyID: newID("AKIA"), SecretAccessKey: newSecret()}
+	k := AccessKey{ID: out.AccessKeyID, User: user, Active: true, Created: d.now().UTC()}
+	k.Sealed = d.key.seal(d.key.secrets, k.ID, []byte(out.SecretAccessKey))
+	if err := d.put(ctx, KindKey, k.ID, k); err != nil {
+		return Credentials{}, fmt.Errorf("create access key of user %s: %w", user, err)
+	}
+	d.keys[k.ID] = k
+	return out, nil
+}
+
+// AccessKeys lists the keys of a user, oldest first.
+func (d *Directory) AccessKeys(user string) []AccessKey {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	var out []AccessKey
+	for _, k := range d.keys {
+		if k.User == user {
+			out = append(out, k)
+		}
+	}
+	slices.SortFunc(out, func(a, b AccessKey) int {
+		return 2*a.Created.Compare(b.Created) + strings.Compare(a.ID, b.ID)
+	})
+	return out
+}
+
+// DeleteAccessKey removes a key; it stops working at once.
+func (d *Directory) DeleteAccessKey(ctx context.Context, id string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.store.Delete(ctx, KindKey, id); err != nil {
+		return fmt.Errorf("delete access key %s: %w", id, err)
+	}
+	delete(d.keys, id)
+	return nil
+}
+
+// Authenticate finds whom an access key and a session token stand for, and the
+// secret with which the request must be signed. It proves nothing yet: the
+// caller has to check the signature. The errors are [ErrUnknownKey],
+// [ErrBadToken], [ErrExpired] and [ErrRevoked].
+func (d *Directory) Authenticate(_ context.Context, accessKeyID, sessionToken string) (*Principal, Secret, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if sessionToken != "" || strings.HasPrefix(accessKeyID, "ASIA") {
+		return d.session(accessKeyID, sessionToken)
+	}
+	k, ok := d.keys[accessKeyID]
+	user := d.users[k.User]
+	if !ok || !k.Active || user == nil || d.account.ID == "" {
+		return nil, "", ErrUnknownKey
+	}
+	secret, err := d.key.open(d.key.secrets, k.ID, k.Sealed)
+	if err != nil {
+		return nil, "", fmt.Errorf("access key %s: %w", k.ID, err)
+	}
+	return &Principal{
+		Kind:        UserPrincipal,
+		Account:     d.account.ID,
+		ARN:         "arn:aws:iam::" + d.account.ID + ":user" + user.Path + user.Name,
+		UserID:      user.ID,
+		Name:        user.Name,
+		AccessKeyID: k.ID,
+		Tags:        user.Tags,
+	}, Secret(secret), nil
+}
+
+// Authorize decides whether the principal may do the action to the resource,
+// an ARN or "*". The context holds the circumstances of the request; what is
+// known of the principal and the time is added to it.
+func (d *Directory) Authorize(p *Principal, action, resource string, c Context) Decision {
+	if c == nil {
+		c = Context{}
+	}
+	p.context(c)
+	now := d.now().UTC()
+	c.Set("aws:CurrentTime", now.Format(time.RFC3339))
+	c.Set("aws:EpochTime", fmt.Sprint(now.Unix()))
+	layers, err := d.layersOf(p)
+	if err != nil {
+		return Decision{Explicit: true, Reason: err.Error()}
+	}
+	return decide(layers, request{action: action, resource: resource, context: c})
+}
+
+// layersOf collects the policies of a principal; one that is gone has none.
+func (d *Directory) layersOf(p *Principal) ([]layer, error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if p.Kind == UserPrincipal {
+		if u := d.users[p.Name]; u != nil && u.ID == p.UserID {
+			return u.layers, nil
+		}
+		return nil, nil
+	}
+	role := d.roles[p.Name]
+	if role == nil {
+		return nil, nil
+	}
+	if len(p.sessionPolicies) == 0 {
+		return role.layers, nil
+	}
+	session := layer{name: "session policies"}
+	for _, text := range p.sessionPolicies {
+		doc, err := ParseDocument(IdentityDocument, "session policy", text)
+		if err != nil {
+			return nil, err
+		}
+		session.documents = append(session.documents, doc)
+	}
+	return append(slices.Clone(role.layers), session), nil
+}

@@ -1,0 +1,109 @@
+package identity
+
+import "time"
+
+// An Account is what everything belongs to; there is one.
+type Account struct {
+	ID      string    `json:"id"` // twelve digits
+	Created time.Time `json:"created"`
+}
+
+// A User is a person or program with long-lived access keys.
+type User struct {
+	Name     string            `json:"name"`
+	ID       string            `json:"id"` // AIDA…, never given again to another
+	Path     string            `json:"path"`
+	Created  time.Time         `json:"created"`
+	Tags     map[string]string `json:"tags,omitempty"`
+	Attached []string          `json:"attached,omitempty"` // ARNs of managed policies
+	Inline   map[string]string `json:"inline,omitempty"`   // documents by name
+	Boundary string            `json:"boundary,omitempty"` // ARN of a managed policy
+}
+
+// A Role is assumed by those whom its trust policy names.
+type Role struct {
+	Name        string            `json:"name"`
+	ID          string            `json:"id"` // AROA…
+	Path        string            `json:"path"`
+	Created     time.Time         `json:"created"`
+	Tags        map[string]string `json:"tags,omitempty"`
+	Trust       string            `json:"trust"`
+	MaxDuration time.Duration     `json:"maxDuration"`
+	Attached    []string          `json:"attached,omitempty"`
+	Inline      map[string]string `json:"inline,omitempty"`
+	Boundary    string            `json:"boundary,omitempty"`
+}
+
+// An AccessKey signs requests of a user. Its secret is shown once, when it is
+// made; at rest it is sealed.
+type AccessKey struct {
+	ID      string    `json:"id"` // AKIA…
+	User    string    `json:"user"`
+	Active  bool      `json:"active"`
+	Created time.Time `json:"created"`
+	Sealed  []byte    `json:"sealed"`
+}
+
+// A Policy is a document with a name of its own that users and roles attach.
+type Policy struct {
+	Name     string `json:"name"`
+	Path     string `json:"path"`
+	Document string `json:"document"`
+}
+
+// A revocation ends the sessions of its subject that began at its time or before.
+type revocation struct {
+	NotAfter time.Time `json:"notAfter"`
+}
+
+// A PrincipalKind is what a principal is.
+type PrincipalKind string
+
+// The kinds of principal, as the context key aws:PrincipalType has them.
+const (
+	UserPrincipal PrincipalKind = "User"
+	RolePrincipal PrincipalKind = "AssumedRole"
+)
+
+// A Principal is who signed a request.
+type Principal struct {
+	Kind           PrincipalKind
+	Account        string
+	ARN            string            // arn:aws:iam::…:user/…, arn:aws:sts::…:assumed-role/…/…
+	UserID         string            // AIDA…, AROA…:session
+	Name           string            // of the user or the role
+	SourceIdentity string            // of the session: the source server's id, for an agent
+	AccessKeyID    string            // that signed
+	Tags           map[string]string // of the user, the role or the session
+	Issued         time.Time         // start of the session; zero of a user
+	Expires        time.Time         // end of the session; zero of a user
+
+	role            string // ARN of the role
+	sessionPolicies []string
+}
+
+// Temporary is whether the principal's credentials expire.
+func (p *Principal) Temporary() bool { return !p.Expires.IsZero() }
+
+// context puts what is known of the principal.
+func (p *Principal) context(c Context) {
+	c.Set("aws:PrincipalArn", p.ARN)
+	if p.Kind == RolePrincipal {
+		c.Set("aws:PrincipalArn", p.role)
+	}
+	c.Set("aws:PrincipalAccount", p.Account)
+	c.Set("aws:PrincipalType", string(p.Kind))
+	c.Set("aws:userid", p.UserID)
+	if p.Kind == UserPrincipal {
+		c.Set("aws:username", p.Name)
+	}
+	if p.SourceIdentity != "" {
+		c.Set("aws:SourceIdentity", p.SourceIdentity)
+	}
+	if p.Temporary() {
+		c.Set("aws:TokenIssueTime", p.Issued.UTC().Format(time.RFC3339))
+	}
+	for key, value := range p.Tags {
+		c.Set("aws:PrincipalTag/"+key, value)
+	}
+}

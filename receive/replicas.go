@@ -1,0 +1,55 @@
+package receive
+
+import (
+	"context"
+	"errors"
+
+	"rehost/block"
+	"rehost/store"
+)
+
+// Replicas is the [Store] of replicas in s. A source server's first session
+// makes its replica, encrypted under the key that keyOf names for it; without
+// keyOf, or where it names none, under the store's default key.
+func Replicas(s *store.Store, keyOf func(server string) (keyID string)) Store {
+	if keyOf == nil {
+		keyOf = func(string) string { return "" }
+	}
+	return &replicas{s, keyOf}
+}
+
+type replicas struct {
+	store *store.Store
+	keyOf func(server string) string
+}
+
+// Begin is the replica's. The last point is read after it, when no earlier
+// writer can add one.
+func (r *replicas) Begin(ctx context.Context, server string, generation uint64, disks []block.Disk) (Writer, block.Point, error) {
+	replica, err := r.store.Replica(ctx, server)
+	if errors.Is(err, store.ErrNotFound) {
+		replica, err = r.store.Create(ctx, server, disks, r.keyOf(server))
+	}
+	if err != nil {
+		return nil, block.Point{}, err
+	}
+	w, err := replica.Begin(ctx, generation, disks)
+	if err != nil {
+		return nil, block.Point{}, err
+	}
+	last, _ := replica.Latest()
+	return writer{w}, last.Point, nil
+}
+
+// writer keeps of the flags what the store knows: how far the first copy is, is
+// the Controller's to remember.
+type writer struct{ *store.Writer }
+
+func (w writer) Commit(ctx context.Context, point block.Point, runs uint64, flags block.Flags) error {
+	return w.Writer.Commit(ctx, point, runs, store.Flags(flags&block.Consistent))
+}
+
+func isCorrupt(err error) bool {
+	var corrupt *store.CorruptError
+	return errors.As(err, &corrupt)
+}

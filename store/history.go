@@ -1,0 +1,199 @@
+package store
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"slices"
+	"sort"
+
+	"rehost/block"
+)
+
+// Flags say more about a commit.
+type Flags uint32
+
+const (
+	// Consistent marks a point at which the replica equals what a power cut at
+	// one instant would have left.
+	Consistent Flags = 1 << 0
+
+	knownFlags = Consistent
+)
+
+// A piece is a part of a run record: where its blocks stand on their disk, and
+// the record that holds their content. Kept small, as there may be millions.
+type piece struct {
+	start  uint64 // first block
+	offset uint64 // of the record, in its segment
+	count  uint32 // blocks
+	skip   uint32 // blocks of the record in front of the piece
+	seg    uint32 // number of the segment
+	length uint32 // of the record's payload
+	disk   block.DiskID
+	zero   bool
+}
+
+func (p piece) end() uint64 { return p.start + uint64(p.count) }
+
+// cut returns the part of p that covers blocks from lo up to hi.
+func (p piece) cut(lo, hi uint64) piece {
+	p.skip += uint32(lo - p.start)
+	p.start, p.count = lo, uint32(hi-lo)
+	return p
+}
+
+// staged is a run of an epoch that is not committed.
+type staged struct {
+	ordinal uint64
+	piece   piece
+}
+
+// committed is a recovery point and what its epoch changed: pieces in order of
+// disk and block, none overlapping.
+type committed struct {
+	point   block.Point
+	flags   Flags
+	session uint64
+	pieces  []piece
+}
+
+// A history is what the log of a replica amounts to, replayed record by record.
+type history struct {
+	commits []committed // in order of their epochs
+	session uint64      // the one that wrote what is staged
+	staged  map[block.Seq][]staged
+}
+
+// begin tells that what follows was written by session. What an earlier one left
+// uncommitted will never be committed.
+func (h *history) begin(session uint64) {
+	if session != h.session || h.staged == nil {
+		h.session, h.staged = session, map[block.Seq][]staged{}
+	}
+}
+
+func (h *history) run(seg uint64, e indexEntry) {
+	h.staged[e.epoch] = append(h.staged[e.epoch], staged{e.ordinal, piece{
+		start: e.extent.Start, count: uint32(e.extent.Count), disk: e.extent.Disk,
+		seg: uint32(seg), offset: e.offset, length: e.length, zero: e.codec == block.Zero,
+	}})
+}
+
+// last is the epoch of the last point.
+func (h *history) last() block.Seq {
+	if len(h.commits) == 0 {
+		return 0
+	}
+	return h.commits[len(h.commits)-1].point.Seq
+}
+
+// commit makes the staged runs of m's epoch a recovery point.
+func (h *history) commit(m indexMark) error {
+	if m.epoch <= h.last() {
+		return fmt.Errorf("commit %v after %v: %w", m.epoch, h.last(), ErrCommitted)
+	}
+	c, err := h.settle(m)
+	if err == nil {
+		h.commits = append(h.commits, c)
+	}
+	return err
+}
+
+// settle takes the runs of m's epoch from the staged ones, and forgets those of
+// earlier epochs.
+func (h *history) settle(m indexMark) (committed, error) {
+	pieces, err := resolve(h.staged[m.epoch], m.runs)
+	if err != nil {
+		return committed{}, fmt.Errorf("commit %v: %w", m.epoch, err)
+	}
+	h.forget(m.epoch)
+	return committed{m.point(), m.flags, h.session, pieces}, nil
+}
+
+func (h *history) forget(upTo block.Seq) {
+	for seq := range h.staged {
+		if seq <= upTo {
+			delete(h.staged, seq)
+		}
+	}
+}
+
+// retract withdraws every point after the given one.
+func (h *history) retract(after block.Seq) {
+	n := sort.Search(len(h.commits), func(i int) bool { return h.commits[i].point.Seq > after })
+	h.commits = slices.Clip(h.commits[:n]) // clipped: readers may hold the longer list
+}
+
+// resolve checks that runs of an epoch are all there, and settles which of them
+// holds each block: of two, the one with the higher ordinal.
+func resolve(list []staged, runs uint64) ([]piece, error) {
+	if uint64(len(list)) != runs {
+		return nil, fmt.Errorf("%w: %d runs of %d", ErrIncomplete, len(list), runs)
+	}
+	slices.SortFunc(list, func(a, b staged) int { return cmp.Compare(a.ordinal, b.ordinal) })
+	pieces := make([]piece, len(list))
+	for i, s := range list {
+		if i > 0 && s.ordinal == list[i-1].ordinal {
+			return nil, fmt.Errorf("%w: two runs are number %d", ErrIncomplete, s.ordinal)
+		}
+		pieces[i] = s.piece
+	}
+	return flatten(pieces), nil
+}
+
+// flatten returns the pieces that are seen when each of list hides what stands
+// before it in the list: in order of disk and block, none overlapping.
+func flatten(list []piece) []piece {
+	order := make([]int32, len(list))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(a, b int32) int {
+		return cmp.Or(cmp.Compare(list[a].disk, list[b].disk), cmp.Compare(list[a].start, list[b].start))
+	})
+	out := make([]piece, 0, len(list))
+	var active topmost // pieces that begin at or before pos and may cover it
+	var disk block.DiskID
+	var pos uint64
+	from := int32(-1) // what the last piece of out was cut from
+	for len(order) > 0 || len(active) > 0 {
+		if len(active) == 0 {
+			disk, pos, from = list[order[0]].disk, list[order[0]].start, -1
+		}
+		for len(order) > 0 && list[order[0]].disk == disk && list[order[0]].start <= pos {
+			heap.Push(&active, order[0])
+			order = order[1:]
+		}
+		top := active[0]
+		until := list[top].end()
+		if until <= pos {
+			heap.Pop(&active)
+			continue
+		}
+		if len(order) > 0 && list[order[0]].disk == disk {
+			until = min(until, list[order[0]].start)
+		}
+		if top == from {
+			out[len(out)-1].count += uint32(until - pos)
+		} else {
+			out = append(out, list[top].cut(pos, until))
+		}
+		pos, from = until, top
+	}
+	return slices.Clip(out)
+}
+
+// topmost is a heap of positions in a list, the last one first.
+type topmost []int32
+
+func (t topmost) Len() int           { return len(t) }
+func (t topmost) Less(i, j int) bool { return t[i] > t[j] }
+func (t topmost) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
+func (t *topmost) Push(x any)        { *t = append(*t, x.(int32)) }
+func (t *topmost) Pop() any {
+	old := *t
+	x := old[len(old)-1]
+	*t = old[:len(old)-1]
+	return x
+}

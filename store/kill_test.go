@@ -1,0 +1,5 @@
+package store
+
+const childEnv = "REHOST_STORE_TEST_CHILD"
+
+func writeForEver() {}
