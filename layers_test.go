@@ -29,7 +29,7 @@ var layers = map[string][]string{
 	"awsapi/formgn":     {"awsapi"},
 	"awsapi/generate":   nil,
 	"control":           {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
-	"agent":             {"block", "ca", "capture", "wire", "awsapi", "awsapi/formgn"},
+	"agent":             {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},
 	"cmd/rehost":        nil, // ties everything together
 	"cmd/rehost-agent":  {"agent"},
 	"internal/fault":    {"block"},
