@@ -14,7 +14,7 @@ var layers = map[string][]string{
 	"":                  nil,
 	"block":             nil,
 	"ca":                nil,
-	"capture":           {"block", "capture/bpf"},
+	"capture":           {"block", "capture/bpf", "internal/loop"},
 	"capture/bpf":       nil,
 	"wire":              {"block", "ca"},
 	"store":             {"block"},
@@ -32,13 +32,14 @@ var layers = map[string][]string{
 	"agent":             {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},
 	"cmd/rehost":        nil, // ties everything together
 	"cmd/rehost-agent":  {"agent"},
-	"internal/fault":    {"block"},
+	"internal/fault":    {"block", "internal/loop"},
+	"internal/loop":     nil,
 	"internal/testvm":   nil,
 }
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "cmd/rehost-agent"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "cmd/rehost-agent"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()

@@ -44,15 +44,15 @@ func mac(key []byte, text string) []byte {
 
 // canonicalRequest writes a request in the form that is signed. The path is
 // the escaped one as it came; escaping it once more is the rule of all
-// services but S3. The query has no signature in it.
-func canonicalRequest(r *http.Request, path string, query url.Values, signed []string, bodyHash string) string {
+// services but S3. The query is a canonical one without the signature.
+func canonicalRequest(r *http.Request, path, query string, signed []string, bodyHash string) string {
 	var b strings.Builder
 	b.Grow(512)
 	b.WriteString(r.Method)
 	b.WriteByte('\n')
 	writeEscaped(&b, path, true)
 	b.WriteByte('\n')
-	writeQuery(&b, query)
+	b.WriteString(query)
 	b.WriteByte('\n')
 	for _, name := range signed {
 		b.WriteString(name)
@@ -88,33 +88,48 @@ func writeHeader(b *strings.Builder, values []string) {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		b.WriteString(strings.Join(strings.FieldsFunc(v, func(r rune) bool { return r == ' ' || r == '\t' }), " "))
+		b.WriteString(strings.Join(strings.FieldsFunc(v, func(r rune) bool { return r == ' ' }), " "))
 	}
 }
 
-// writeQuery writes parameters sorted by name and then by value, both as they
+// canonicalQuery writes parameters sorted by name and then by value, as they
 // are escaped.
-func writeQuery(b *strings.Builder, query url.Values) {
-	pairs := make([]string, 0, len(query))
+func canonicalQuery(query url.Values) string {
+	return joinQuery(query, func(name, value string) string { return escape(name) + "\x00" + escape(value) })
+}
+
+// plainOrderQuery is the same parameters sorted as they are before escaping.
+// The rule says otherwise, but the official SDK for Go signs so, and it makes
+// a difference for tag keys such as "a1" and "a:b". Either order covers all of
+// the query.
+func plainOrderQuery(query url.Values) string {
+	return joinQuery(query, func(name, value string) string { return name + "\x00" + value })
+}
+
+func joinQuery(query url.Values, rank func(name, value string) string) string {
+	type pair struct{ rank, text string }
+	pairs := make([]pair, 0, len(query))
 	for name, values := range query {
 		for _, v := range values {
-			var pair strings.Builder
-			writeEscaped(&pair, name, false)
-			pair.WriteByte('=')
-			writeEscaped(&pair, v, false)
-			pairs = append(pairs, pair.String())
+			pairs = append(pairs, pair{rank(name, v), escape(name) + "=" + escape(v)})
 		}
 	}
-	// By name first: "=" would sort after "-" and "." within a name.
-	slices.SortFunc(pairs, func(x, y string) int {
-		xn, xv, _ := strings.Cut(x, "=")
-		yn, yv, _ := strings.Cut(y, "=")
-		if c := strings.Compare(xn, yn); c != 0 {
-			return c
+	slices.SortFunc(pairs, func(x, y pair) int { return strings.Compare(x.rank, y.rank) })
+	var b strings.Builder
+	for i, p := range pairs {
+		if i > 0 {
+			b.WriteByte('&')
 		}
-		return strings.Compare(xv, yv)
-	})
-	b.WriteString(strings.Join(pairs, "&"))
+		b.WriteString(p.text)
+	}
+	return b.String()
+}
+
+// escape escapes all but the unreserved characters of RFC 3986.
+func escape(s string) string {
+	var b strings.Builder
+	writeEscaped(&b, s, false)
+	return b.String()
 }
 
 // writeEscaped escapes all but the unreserved characters of RFC 3986, and the

@@ -168,14 +168,10 @@ func encode(op *Operation, in any) (encoded, error) {
 	}
 	out := encoded{path: op.URI}
 	for name, value := range params.Labels {
-		var b strings.Builder
-		writeEscaped(&b, value, false)
-		out.path = strings.Replace(out.path, "{"+name+"}", b.String(), 1)
+		out.path = strings.Replace(out.path, "{"+name+"}", escape(value), 1)
 	}
 	if len(params.Query) > 0 {
-		var b strings.Builder
-		writeQuery(&b, params.Query)
-		out.path += "?" + b.String()
+		out.path += "?" + canonicalQuery(params.Query)
 	}
 	if op.HasBody {
 		var err error
@@ -202,7 +198,7 @@ func (c *Client) once(ctx context.Context, op *Operation, call encoded, out any)
 		r.Header.Set("Content-Type", "application/json")
 	}
 	if !op.MutualTLS {
-		if err := c.sign(ctx, r, call.body); err != nil {
+		if err := c.sign(ctx, r, op.SigningName, call.body); err != nil {
 			return fmt.Errorf("%s: %w", op.Name, err)
 		}
 	}
@@ -231,10 +227,7 @@ func (c *Client) once(ctx context.Context, op *Operation, call encoded, out any)
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 32 << 20
 
-// signingName is of all services that the client calls so far.
-const signingName = "mgn"
-
-func (c *Client) sign(ctx context.Context, r *http.Request, body []byte) error {
+func (c *Client) sign(ctx context.Context, r *http.Request, service string, body []byte) error {
 	if c.o.Credentials == nil {
 		return &credentialsError{errors.New("the client has none")}
 	}
@@ -243,7 +236,7 @@ func (c *Client) sign(ctx context.Context, r *http.Request, body []byte) error {
 		return &credentialsError{err}
 	}
 	digest := sha256.Sum256(body)
-	return v4.NewSigner().SignHTTP(ctx, credentials, r, hex.EncodeToString(digest[:]), signingName, c.o.Region, time.Now())
+	return v4.NewSigner().SignHTTP(ctx, credentials, r, hex.EncodeToString(digest[:]), service, c.o.Region, time.Now())
 }
 
 func callError(op *Operation, answer *http.Response, text []byte) error {

@@ -18,17 +18,18 @@ type Service struct {
 
 // An Operation is what the model says of one call. It is never changed.
 type Operation struct {
-	Name       string   // "StartTest"
-	Method     string   // of HTTP
-	URI        string   // path template: "/tags/{resourceArn}"
-	Success    int      // HTTP status of a good answer
-	Errors     []string // names of the errors that the model allows
-	ReadOnly   bool
-	Idempotent bool   // may be sent twice
-	Paginated  bool   // takes nextToken and maxResults, gives items and nextToken
-	MutualTLS  bool   // authenticated by the client certificate, not by a signature
-	HasBody    bool   // some member of the input travels in the body
-	Creates    string // kind of resource it makes, if tags can be given to it
+	SigningName string   // of its service
+	Name        string   // "StartTest"
+	Method      string   // of HTTP
+	URI         string   // path template: "/tags/{resourceArn}"
+	Success     int      // HTTP status of a good answer
+	Errors      []string // names of the errors that the model allows
+	ReadOnly    bool
+	Idempotent  bool   // may be sent twice
+	Paginated   bool   // takes nextToken and maxResults, gives items and nextToken
+	MutualTLS   bool   // authenticated by the client certificate, not by a signature
+	HasBody     bool   // some member of the input travels in the body
+	Creates     string // kind of resource it makes, if tags can be given to it
 }
 
 // Models is whether the model lists the error for the operation.

@@ -235,12 +235,17 @@ func (s *signedRequest) verify(ctx context.Context, d *identity.Directory, body 
 			return nil, Errorf(InvalidSignature, "The x-amz-content-sha256 of the request is not that of its body")
 		}
 	}
-	want := signature(string(secret), s.scope, s.time, canonicalRequest(s.Request, s.path, s.query, s.headers, hash))
-	if !hmac.Equal([]byte(want), []byte(s.signature)) {
+	if !s.signedWith(secret, canonicalQuery(s.query), hash) &&
+		(len(s.query) == 0 || !s.signedWith(secret, plainOrderQuery(s.query), hash)) {
 		return nil, Errorf(InvalidSignature, "The request signature we calculated does not match the signature you provided. "+
 			"Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
 	}
 	return who, nil
+}
+
+func (s *signedRequest) signedWith(secret identity.Secret, query, hash string) bool {
+	want := signature(string(secret), s.scope, s.time, canonicalRequest(s.Request, s.path, query, s.headers, hash))
+	return hmac.Equal([]byte(want), []byte(s.signature))
 }
 
 // A reasonedError tells the client one thing and the audit log more.

@@ -34,174 +34,191 @@ var Service = &awsapi.Service{
 
 // CreateSessionForMgn: Exchanges the client certificate of the TLS connection for temporary credentials of its role.
 var CreateSessionForMgn = &awsapi.Op[CreateSessionForMgnRequest, CreateSessionForMgnResponse]{Operation: awsapi.Operation{
-	Name:      "CreateSessionForMgn",
-	Method:    "POST",
-	URI:       "/CreateSessionForMgn",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	MutualTLS: true,
+	SigningName: "mgn",
+	Name:        "CreateSessionForMgn",
+	Method:      "POST",
+	URI:         "/CreateSessionForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	MutualTLS:   true,
 }}
 
 // DescribeReplicationServerAssociationsForMgn: Lists the source servers that a replication server serves; asked every few seconds.
 var DescribeReplicationServerAssociationsForMgn = &awsapi.Op[DescribeReplicationServerAssociationsForMgnRequest, DescribeReplicationServerAssociationsForMgnResponse]{Operation: awsapi.Operation{
-	Name:     "DescribeReplicationServerAssociationsForMgn",
-	Method:   "POST",
-	URI:      "/DescribeReplicationServerAssociationsForMgn",
-	Success:  200,
-	Errors:   []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "DescribeReplicationServerAssociationsForMgn",
+	Method:      "POST",
+	URI:         "/DescribeReplicationServerAssociationsForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // GetAgentCommandForMgn: Says what the agent is to do; asked every few seconds, it is also the sign of life.
 var GetAgentCommandForMgn = &awsapi.Op[GetAgentCommandForMgnRequest, GetAgentCommandForMgnResponse]{Operation: awsapi.Operation{
-	Name:     "GetAgentCommandForMgn",
-	Method:   "POST",
-	URI:      "/GetAgentCommandForMgn",
-	Success:  200,
-	Errors:   []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "GetAgentCommandForMgn",
+	Method:      "POST",
+	URI:         "/GetAgentCommandForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // GetAgentReplicationInfoForMgn: Says which disks are replicated and to which replication server: the pairing.
 var GetAgentReplicationInfoForMgn = &awsapi.Op[GetAgentReplicationInfoForMgnRequest, GetAgentReplicationInfoForMgnResponse]{Operation: awsapi.Operation{
-	Name:     "GetAgentReplicationInfoForMgn",
-	Method:   "POST",
-	URI:      "/GetAgentReplicationInfoForMgn",
-	Success:  200,
-	Errors:   []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "GetAgentReplicationInfoForMgn",
+	Method:      "POST",
+	URI:         "/GetAgentReplicationInfoForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // IssueClientCertificateForMgn: Signs a certificate request for the source server; the names in the request are ignored.
 var IssueClientCertificateForMgn = &awsapi.Op[IssueClientCertificateForMgnRequest, IssueClientCertificateForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "IssueClientCertificateForMgn",
-	Method:  "POST",
-	URI:     "/IssueClientCertificateForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "IssueClientCertificateForMgn",
+	Method:      "POST",
+	URI:         "/IssueClientCertificateForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // NotifyAgentAuthenticationForMgn: An agent has proved who it is on port 1500, or has not.
 var NotifyAgentAuthenticationForMgn = &awsapi.Op[NotifyAgentAuthenticationForMgnRequest, NotifyAgentAuthenticationForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "NotifyAgentAuthenticationForMgn",
-	Method:  "POST",
-	URI:     "/NotifyAgentAuthenticationForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "NotifyAgentAuthenticationForMgn",
+	Method:      "POST",
+	URI:         "/NotifyAgentAuthenticationForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // NotifyAgentConnectedForMgn: An agent's session began; the answer fences every earlier session.
 var NotifyAgentConnectedForMgn = &awsapi.Op[NotifyAgentConnectedForMgnRequest, NotifyAgentConnectedForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "NotifyAgentConnectedForMgn",
-	Method:  "POST",
-	URI:     "/NotifyAgentConnectedForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "NotifyAgentConnectedForMgn",
+	Method:      "POST",
+	URI:         "/NotifyAgentConnectedForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // NotifyAgentDisconnectedForMgn: An agent's session ended.
 var NotifyAgentDisconnectedForMgn = &awsapi.Op[NotifyAgentDisconnectedForMgnRequest, NotifyAgentDisconnectedForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "NotifyAgentDisconnectedForMgn",
-	Method:  "POST",
-	URI:     "/NotifyAgentDisconnectedForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "NotifyAgentDisconnectedForMgn",
+	Method:      "POST",
+	URI:         "/NotifyAgentDisconnectedForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // NotifyAgentReplicationProgressForMgn: A recovery point became durable, or bytes of the first copy did.
 var NotifyAgentReplicationProgressForMgn = &awsapi.Op[NotifyAgentReplicationProgressForMgnRequest, NotifyAgentReplicationProgressForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "NotifyAgentReplicationProgressForMgn",
-	Method:  "POST",
-	URI:     "/NotifyAgentReplicationProgressForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "NotifyAgentReplicationProgressForMgn",
+	Method:      "POST",
+	URI:         "/NotifyAgentReplicationProgressForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // RegisterAgentForMgn: Creates the source server, or finds the one that this machine already is.
 var RegisterAgentForMgn = &awsapi.Op[RegisterAgentForMgnRequest, RegisterAgentForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "RegisterAgentForMgn",
-	Method:  "POST",
-	URI:     "/RegisterAgentForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
-	Creates: "source-server",
+	SigningName: "mgn",
+	Name:        "RegisterAgentForMgn",
+	Method:      "POST",
+	URI:         "/RegisterAgentForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
+	Creates:     "source-server",
 }}
 
 // SendAgentLogsForMgn: Keeps log lines of the agent.
 var SendAgentLogsForMgn = &awsapi.Op[SendAgentLogsForMgnRequest, SendAgentLogsForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "SendAgentLogsForMgn",
-	Method:  "POST",
-	URI:     "/SendAgentLogsForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "SendAgentLogsForMgn",
+	Method:      "POST",
+	URI:         "/SendAgentLogsForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // SendAgentMetricsForMgn: Keeps measurements of the agent.
 var SendAgentMetricsForMgn = &awsapi.Op[SendAgentMetricsForMgnRequest, SendAgentMetricsForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "SendAgentMetricsForMgn",
-	Method:  "POST",
-	URI:     "/SendAgentMetricsForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "SendAgentMetricsForMgn",
+	Method:      "POST",
+	URI:         "/SendAgentMetricsForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // UpdateAgentBacklogForMgn: Reports the state of replication as the agent sees it.
 var UpdateAgentBacklogForMgn = &awsapi.Op[UpdateAgentBacklogForMgnRequest, UpdateAgentBacklogForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "UpdateAgentBacklogForMgn",
-	Method:  "POST",
-	URI:     "/UpdateAgentBacklogForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateAgentBacklogForMgn",
+	Method:      "POST",
+	URI:         "/UpdateAgentBacklogForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // UpdateAgentReplicationInfoForMgn: Reports disks as they are now, after one was added, resized or removed.
 var UpdateAgentReplicationInfoForMgn = &awsapi.Op[UpdateAgentReplicationInfoForMgnRequest, UpdateAgentReplicationInfoForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "UpdateAgentReplicationInfoForMgn",
-	Method:  "POST",
-	URI:     "/UpdateAgentReplicationInfoForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateAgentReplicationInfoForMgn",
+	Method:      "POST",
+	URI:         "/UpdateAgentReplicationInfoForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // UpdateAgentReplicationProcessStateForMgn: The replication server cannot go on with a source server, or can again.
 var UpdateAgentReplicationProcessStateForMgn = &awsapi.Op[UpdateAgentReplicationProcessStateForMgnRequest, UpdateAgentReplicationProcessStateForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "UpdateAgentReplicationProcessStateForMgn",
-	Method:  "POST",
-	URI:     "/UpdateAgentReplicationProcessStateForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateAgentReplicationProcessStateForMgn",
+	Method:      "POST",
+	URI:         "/UpdateAgentReplicationProcessStateForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // UpdateAgentSourcePropertiesForMgn: Replaces the inventory of the source server.
 var UpdateAgentSourcePropertiesForMgn = &awsapi.Op[UpdateAgentSourcePropertiesForMgnRequest, UpdateAgentSourcePropertiesForMgnResponse]{Operation: awsapi.Operation{
-	Name:    "UpdateAgentSourcePropertiesForMgn",
-	Method:  "POST",
-	URI:     "/UpdateAgentSourcePropertiesForMgn",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateAgentSourcePropertiesForMgn",
+	Method:      "POST",
+	URI:         "/UpdateAgentSourcePropertiesForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // VerifyClientRoleForMgn: Says whether the installing principal may register agents.
 var VerifyClientRoleForMgn = &awsapi.Op[VerifyClientRoleForMgnRequest, VerifyClientRoleForMgnResponse]{Operation: awsapi.Operation{
-	Name:     "VerifyClientRoleForMgn",
-	Method:   "POST",
-	URI:      "/VerifyClientRoleForMgn",
-	Success:  200,
-	Errors:   []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	ReadOnly: true,
+	SigningName: "mgn",
+	Name:        "VerifyClientRoleForMgn",
+	Method:      "POST",
+	URI:         "/VerifyClientRoleForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
 }}

@@ -78,7 +78,7 @@ func (w *writer) operation(f *file, op *operation) {
 	}
 	f.p("// %s", doc)
 	f.p("var %s = &awsapi.Op[%s, %s]{Operation: awsapi.Operation{", op.Name, op.Input.Shape, op.Output.Shape)
-	f.p("\tName: %q,\n\tMethod: %q,\n\tURI: %q,\n\tSuccess: %d,", op.Name, op.HTTP.Method, op.HTTP.RequestURI, w.status(op))
+	f.p("\tSigningName: %q,\n\tName: %q,\n\tMethod: %q,\n\tURI: %q,\n\tSuccess: %d,", w.model.Metadata.SigningName, op.Name, op.HTTP.Method, op.HTTP.RequestURI, w.status(op))
 	if len(op.Errors) > 0 {
 		var names []string
 		for _, e := range op.Errors {

@@ -112,1053 +112,1148 @@ var Service = &awsapi.Service{
 
 // ArchiveApplication is POST /ArchiveApplication, answered with status 200.
 var ArchiveApplication = &awsapi.Op[ArchiveApplicationRequest, Application]{Operation: awsapi.Operation{
-	Name:    "ArchiveApplication",
-	Method:  "POST",
-	URI:     "/ArchiveApplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "ArchiveApplication",
+	Method:      "POST",
+	URI:         "/ArchiveApplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // ArchiveWave is POST /ArchiveWave, answered with status 200.
 var ArchiveWave = &awsapi.Op[ArchiveWaveRequest, Wave]{Operation: awsapi.Operation{
-	Name:    "ArchiveWave",
-	Method:  "POST",
-	URI:     "/ArchiveWave",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "ArchiveWave",
+	Method:      "POST",
+	URI:         "/ArchiveWave",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // AssociateApplications is POST /AssociateApplications, answered with status 200.
 var AssociateApplications = &awsapi.Op[AssociateApplicationsRequest, AssociateApplicationsResponse]{Operation: awsapi.Operation{
-	Name:       "AssociateApplications",
-	Method:     "POST",
-	URI:        "/AssociateApplications",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "AssociateApplications",
+	Method:      "POST",
+	URI:         "/AssociateApplications",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // AssociateSourceServers is POST /AssociateSourceServers, answered with status 200.
 var AssociateSourceServers = &awsapi.Op[AssociateSourceServersRequest, AssociateSourceServersResponse]{Operation: awsapi.Operation{
-	Name:       "AssociateSourceServers",
-	Method:     "POST",
-	URI:        "/AssociateSourceServers",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "AssociateSourceServers",
+	Method:      "POST",
+	URI:         "/AssociateSourceServers",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // ChangeServerLifeCycleState is POST /ChangeServerLifeCycleState, answered with status 200.
 var ChangeServerLifeCycleState = &awsapi.Op[ChangeServerLifeCycleStateRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "ChangeServerLifeCycleState",
-	Method:  "POST",
-	URI:     "/ChangeServerLifeCycleState",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "ChangeServerLifeCycleState",
+	Method:      "POST",
+	URI:         "/ChangeServerLifeCycleState",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // CreateApplication is POST /CreateApplication, answered with status 201.
 var CreateApplication = &awsapi.Op[CreateApplicationRequest, Application]{Operation: awsapi.Operation{
-	Name:       "CreateApplication",
-	Method:     "POST",
-	URI:        "/CreateApplication",
-	Success:    201,
-	Errors:     []string{"UninitializedAccountException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
-	Creates:    "application",
+	SigningName: "mgn",
+	Name:        "CreateApplication",
+	Method:      "POST",
+	URI:         "/CreateApplication",
+	Success:     201,
+	Errors:      []string{"UninitializedAccountException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
+	Creates:     "application",
 }}
 
 // CreateConnector is POST /CreateConnector, answered with status 201.
 var CreateConnector = &awsapi.Op[CreateConnectorRequest, Connector]{Operation: awsapi.Operation{
-	Name:       "CreateConnector",
-	Method:     "POST",
-	URI:        "/CreateConnector",
-	Success:    201,
-	Errors:     []string{"UninitializedAccountException", "ValidationException"},
-	Idempotent: true,
-	HasBody:    true,
-	Creates:    "connector",
+	SigningName: "mgn",
+	Name:        "CreateConnector",
+	Method:      "POST",
+	URI:         "/CreateConnector",
+	Success:     201,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	Idempotent:  true,
+	HasBody:     true,
+	Creates:     "connector",
 }}
 
 // CreateLaunchConfigurationTemplate is POST /CreateLaunchConfigurationTemplate, answered with status 201.
 var CreateLaunchConfigurationTemplate = &awsapi.Op[CreateLaunchConfigurationTemplateRequest, LaunchConfigurationTemplate]{Operation: awsapi.Operation{
-	Name:    "CreateLaunchConfigurationTemplate",
-	Method:  "POST",
-	URI:     "/CreateLaunchConfigurationTemplate",
-	Success: 201,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ValidationException"},
-	HasBody: true,
-	Creates: "launch-configuration-template",
+	SigningName: "mgn",
+	Name:        "CreateLaunchConfigurationTemplate",
+	Method:      "POST",
+	URI:         "/CreateLaunchConfigurationTemplate",
+	Success:     201,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ValidationException"},
+	HasBody:     true,
+	Creates:     "launch-configuration-template",
 }}
 
 // CreateNetworkMigrationDefinition is POST /network-migration/CreateNetworkMigrationDefinition, answered with status 201.
 var CreateNetworkMigrationDefinition = &awsapi.Op[CreateNetworkMigrationDefinitionRequest, NetworkMigrationDefinition]{Operation: awsapi.Operation{
-	Name:       "CreateNetworkMigrationDefinition",
-	Method:     "POST",
-	URI:        "/network-migration/CreateNetworkMigrationDefinition",
-	Success:    201,
-	Errors:     []string{"ValidationException", "ServiceQuotaExceededException"},
-	Idempotent: true,
-	HasBody:    true,
-	Creates:    "network-migration-definition",
+	SigningName: "mgn",
+	Name:        "CreateNetworkMigrationDefinition",
+	Method:      "POST",
+	URI:         "/network-migration/CreateNetworkMigrationDefinition",
+	Success:     201,
+	Errors:      []string{"ValidationException", "ServiceQuotaExceededException"},
+	Idempotent:  true,
+	HasBody:     true,
+	Creates:     "network-migration-definition",
 }}
 
 // CreateReplicationConfigurationTemplate is POST /CreateReplicationConfigurationTemplate, answered with status 201.
 var CreateReplicationConfigurationTemplate = &awsapi.Op[CreateReplicationConfigurationTemplateRequest, ReplicationConfigurationTemplate]{Operation: awsapi.Operation{
-	Name:    "CreateReplicationConfigurationTemplate",
-	Method:  "POST",
-	URI:     "/CreateReplicationConfigurationTemplate",
-	Success: 201,
-	Errors:  []string{"UninitializedAccountException", "AccessDeniedException", "ValidationException"},
-	HasBody: true,
-	Creates: "replication-configuration-template",
+	SigningName: "mgn",
+	Name:        "CreateReplicationConfigurationTemplate",
+	Method:      "POST",
+	URI:         "/CreateReplicationConfigurationTemplate",
+	Success:     201,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ValidationException"},
+	HasBody:     true,
+	Creates:     "replication-configuration-template",
 }}
 
 // CreateWave is POST /CreateWave, answered with status 201.
 var CreateWave = &awsapi.Op[CreateWaveRequest, Wave]{Operation: awsapi.Operation{
-	Name:       "CreateWave",
-	Method:     "POST",
-	URI:        "/CreateWave",
-	Success:    201,
-	Errors:     []string{"UninitializedAccountException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
-	Creates:    "wave",
+	SigningName: "mgn",
+	Name:        "CreateWave",
+	Method:      "POST",
+	URI:         "/CreateWave",
+	Success:     201,
+	Errors:      []string{"UninitializedAccountException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
+	Creates:     "wave",
 }}
 
 // DeleteApplication is POST /DeleteApplication, answered with status 204.
 var DeleteApplication = &awsapi.Op[DeleteApplicationRequest, DeleteApplicationResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteApplication",
-	Method:     "POST",
-	URI:        "/DeleteApplication",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteApplication",
+	Method:      "POST",
+	URI:         "/DeleteApplication",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteConnector is POST /DeleteConnector, answered with status 204.
 var DeleteConnector = &awsapi.Op[DeleteConnectorRequest, DeleteConnectorResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteConnector",
-	Method:     "POST",
-	URI:        "/DeleteConnector",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteConnector",
+	Method:      "POST",
+	URI:         "/DeleteConnector",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteJob is POST /DeleteJob, answered with status 204.
 var DeleteJob = &awsapi.Op[DeleteJobRequest, DeleteJobResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteJob",
-	Method:     "POST",
-	URI:        "/DeleteJob",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteJob",
+	Method:      "POST",
+	URI:         "/DeleteJob",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteLaunchConfigurationTemplate is POST /DeleteLaunchConfigurationTemplate, answered with status 204.
 var DeleteLaunchConfigurationTemplate = &awsapi.Op[DeleteLaunchConfigurationTemplateRequest, DeleteLaunchConfigurationTemplateResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteLaunchConfigurationTemplate",
-	Method:     "POST",
-	URI:        "/DeleteLaunchConfigurationTemplate",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteLaunchConfigurationTemplate",
+	Method:      "POST",
+	URI:         "/DeleteLaunchConfigurationTemplate",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteNetworkMigrationDefinition is POST /network-migration/DeleteNetworkMigrationDefinition, answered with status 204.
 var DeleteNetworkMigrationDefinition = &awsapi.Op[DeleteNetworkMigrationDefinitionRequest, DeleteNetworkMigrationDefinitionResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteNetworkMigrationDefinition",
-	Method:     "POST",
-	URI:        "/network-migration/DeleteNetworkMigrationDefinition",
-	Success:    204,
-	Errors:     []string{"ResourceNotFoundException", "AccessDeniedException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteNetworkMigrationDefinition",
+	Method:      "POST",
+	URI:         "/network-migration/DeleteNetworkMigrationDefinition",
+	Success:     204,
+	Errors:      []string{"ResourceNotFoundException", "AccessDeniedException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteReplicationConfigurationTemplate is POST /DeleteReplicationConfigurationTemplate, answered with status 204.
 var DeleteReplicationConfigurationTemplate = &awsapi.Op[DeleteReplicationConfigurationTemplateRequest, DeleteReplicationConfigurationTemplateResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteReplicationConfigurationTemplate",
-	Method:     "POST",
-	URI:        "/DeleteReplicationConfigurationTemplate",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteReplicationConfigurationTemplate",
+	Method:      "POST",
+	URI:         "/DeleteReplicationConfigurationTemplate",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteSourceServer is POST /DeleteSourceServer, answered with status 204.
 var DeleteSourceServer = &awsapi.Op[DeleteSourceServerRequest, DeleteSourceServerResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteSourceServer",
-	Method:     "POST",
-	URI:        "/DeleteSourceServer",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteSourceServer",
+	Method:      "POST",
+	URI:         "/DeleteSourceServer",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteVcenterClient is POST /DeleteVcenterClient, answered with status 204.
 var DeleteVcenterClient = &awsapi.Op[DeleteVcenterClientRequest, DeleteVcenterClientResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteVcenterClient",
-	Method:     "POST",
-	URI:        "/DeleteVcenterClient",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteVcenterClient",
+	Method:      "POST",
+	URI:         "/DeleteVcenterClient",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DeleteWave is POST /DeleteWave, answered with status 204.
 var DeleteWave = &awsapi.Op[DeleteWaveRequest, DeleteWaveResponse]{Operation: awsapi.Operation{
-	Name:       "DeleteWave",
-	Method:     "POST",
-	URI:        "/DeleteWave",
-	Success:    204,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DeleteWave",
+	Method:      "POST",
+	URI:         "/DeleteWave",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DescribeJobLogItems is POST /DescribeJobLogItems, answered with status 200.
 var DescribeJobLogItems = &awsapi.Op[DescribeJobLogItemsRequest, DescribeJobLogItemsResponse]{Operation: awsapi.Operation{
-	Name:      "DescribeJobLogItems",
-	Method:    "POST",
-	URI:       "/DescribeJobLogItems",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "DescribeJobLogItems",
+	Method:      "POST",
+	URI:         "/DescribeJobLogItems",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // DescribeJobs is POST /DescribeJobs, answered with status 200.
 var DescribeJobs = &awsapi.Op[DescribeJobsRequest, DescribeJobsResponse]{Operation: awsapi.Operation{
-	Name:      "DescribeJobs",
-	Method:    "POST",
-	URI:       "/DescribeJobs",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "DescribeJobs",
+	Method:      "POST",
+	URI:         "/DescribeJobs",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // DescribeLaunchConfigurationTemplates is POST /DescribeLaunchConfigurationTemplates, answered with status 200.
 var DescribeLaunchConfigurationTemplates = &awsapi.Op[DescribeLaunchConfigurationTemplatesRequest, DescribeLaunchConfigurationTemplatesResponse]{Operation: awsapi.Operation{
-	Name:      "DescribeLaunchConfigurationTemplates",
-	Method:    "POST",
-	URI:       "/DescribeLaunchConfigurationTemplates",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "DescribeLaunchConfigurationTemplates",
+	Method:      "POST",
+	URI:         "/DescribeLaunchConfigurationTemplates",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // DescribeReplicationConfigurationTemplates is POST /DescribeReplicationConfigurationTemplates, answered with status 200.
 var DescribeReplicationConfigurationTemplates = &awsapi.Op[DescribeReplicationConfigurationTemplatesRequest, DescribeReplicationConfigurationTemplatesResponse]{Operation: awsapi.Operation{
-	Name:      "DescribeReplicationConfigurationTemplates",
-	Method:    "POST",
-	URI:       "/DescribeReplicationConfigurationTemplates",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "DescribeReplicationConfigurationTemplates",
+	Method:      "POST",
+	URI:         "/DescribeReplicationConfigurationTemplates",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // DescribeSourceServers is POST /DescribeSourceServers, answered with status 200.
 var DescribeSourceServers = &awsapi.Op[DescribeSourceServersRequest, DescribeSourceServersResponse]{Operation: awsapi.Operation{
-	Name:      "DescribeSourceServers",
-	Method:    "POST",
-	URI:       "/DescribeSourceServers",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "DescribeSourceServers",
+	Method:      "POST",
+	URI:         "/DescribeSourceServers",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // DescribeVcenterClients is GET /DescribeVcenterClients, answered with status 200.
 var DescribeVcenterClients = &awsapi.Op[DescribeVcenterClientsRequest, DescribeVcenterClientsResponse]{Operation: awsapi.Operation{
-	Name:      "DescribeVcenterClients",
-	Method:    "GET",
-	URI:       "/DescribeVcenterClients",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
+	SigningName: "mgn",
+	Name:        "DescribeVcenterClients",
+	Method:      "GET",
+	URI:         "/DescribeVcenterClients",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
 }}
 
 // DisassociateApplications is POST /DisassociateApplications, answered with status 200.
 var DisassociateApplications = &awsapi.Op[DisassociateApplicationsRequest, DisassociateApplicationsResponse]{Operation: awsapi.Operation{
-	Name:       "DisassociateApplications",
-	Method:     "POST",
-	URI:        "/DisassociateApplications",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DisassociateApplications",
+	Method:      "POST",
+	URI:         "/DisassociateApplications",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DisassociateSourceServers is POST /DisassociateSourceServers, answered with status 200.
 var DisassociateSourceServers = &awsapi.Op[DisassociateSourceServersRequest, DisassociateSourceServersResponse]{Operation: awsapi.Operation{
-	Name:       "DisassociateSourceServers",
-	Method:     "POST",
-	URI:        "/DisassociateSourceServers",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "DisassociateSourceServers",
+	Method:      "POST",
+	URI:         "/DisassociateSourceServers",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // DisconnectFromService is POST /DisconnectFromService, answered with status 200.
 var DisconnectFromService = &awsapi.Op[DisconnectFromServiceRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "DisconnectFromService",
-	Method:  "POST",
-	URI:     "/DisconnectFromService",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "DisconnectFromService",
+	Method:      "POST",
+	URI:         "/DisconnectFromService",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // FinalizeCutover is POST /FinalizeCutover, answered with status 200.
 var FinalizeCutover = &awsapi.Op[FinalizeCutoverRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "FinalizeCutover",
-	Method:  "POST",
-	URI:     "/FinalizeCutover",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "FinalizeCutover",
+	Method:      "POST",
+	URI:         "/FinalizeCutover",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // GetLaunchConfiguration is POST /GetLaunchConfiguration, answered with status 200.
 var GetLaunchConfiguration = &awsapi.Op[GetLaunchConfigurationRequest, LaunchConfiguration]{Operation: awsapi.Operation{
-	Name:     "GetLaunchConfiguration",
-	Method:   "POST",
-	URI:      "/GetLaunchConfiguration",
-	Success:  200,
-	Errors:   []string{"UninitializedAccountException", "ResourceNotFoundException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "GetLaunchConfiguration",
+	Method:      "POST",
+	URI:         "/GetLaunchConfiguration",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // GetNetworkMigrationDefinition is POST /network-migration/GetNetworkMigrationDefinition, answered with status 200.
 var GetNetworkMigrationDefinition = &awsapi.Op[GetNetworkMigrationDefinitionRequest, NetworkMigrationDefinition]{Operation: awsapi.Operation{
-	Name:     "GetNetworkMigrationDefinition",
-	Method:   "POST",
-	URI:      "/network-migration/GetNetworkMigrationDefinition",
-	Success:  200,
-	Errors:   []string{"ResourceNotFoundException", "AccessDeniedException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "GetNetworkMigrationDefinition",
+	Method:      "POST",
+	URI:         "/network-migration/GetNetworkMigrationDefinition",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "AccessDeniedException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // GetNetworkMigrationMapperSegmentConstruct is POST /network-migration/GetNetworkMigrationMapperSegmentConstruct, answered with status 200.
 var GetNetworkMigrationMapperSegmentConstruct = &awsapi.Op[GetNetworkMigrationMapperSegmentConstructRequest, GetNetworkMigrationMapperSegmentConstructResponse]{Operation: awsapi.Operation{
-	Name:     "GetNetworkMigrationMapperSegmentConstruct",
-	Method:   "POST",
-	URI:      "/network-migration/GetNetworkMigrationMapperSegmentConstruct",
-	Success:  200,
-	Errors:   []string{"ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "GetNetworkMigrationMapperSegmentConstruct",
+	Method:      "POST",
+	URI:         "/network-migration/GetNetworkMigrationMapperSegmentConstruct",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // GetReplicationConfiguration is POST /GetReplicationConfiguration, answered with status 200.
 var GetReplicationConfiguration = &awsapi.Op[GetReplicationConfigurationRequest, ReplicationConfiguration]{Operation: awsapi.Operation{
-	Name:     "GetReplicationConfiguration",
-	Method:   "POST",
-	URI:      "/GetReplicationConfiguration",
-	Success:  200,
-	Errors:   []string{"UninitializedAccountException", "ResourceNotFoundException"},
-	ReadOnly: true,
-	HasBody:  true,
+	SigningName: "mgn",
+	Name:        "GetReplicationConfiguration",
+	Method:      "POST",
+	URI:         "/GetReplicationConfiguration",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException"},
+	ReadOnly:    true,
+	HasBody:     true,
 }}
 
 // InitializeService is POST /InitializeService, answered with status 204.
 var InitializeService = &awsapi.Op[InitializeServiceRequest, InitializeServiceResponse]{Operation: awsapi.Operation{
-	Name:    "InitializeService",
-	Method:  "POST",
-	URI:     "/InitializeService",
-	Success: 204,
-	Errors:  []string{"AccessDeniedException", "ValidationException"},
+	SigningName: "mgn",
+	Name:        "InitializeService",
+	Method:      "POST",
+	URI:         "/InitializeService",
+	Success:     204,
+	Errors:      []string{"AccessDeniedException", "ValidationException"},
 }}
 
 // ListApplications is POST /ListApplications, answered with status 200.
 var ListApplications = &awsapi.Op[ListApplicationsRequest, ListApplicationsResponse]{Operation: awsapi.Operation{
-	Name:      "ListApplications",
-	Method:    "POST",
-	URI:       "/ListApplications",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListApplications",
+	Method:      "POST",
+	URI:         "/ListApplications",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListConnectors is POST /ListConnectors, answered with status 200.
 var ListConnectors = &awsapi.Op[ListConnectorsRequest, ListConnectorsResponse]{Operation: awsapi.Operation{
-	Name:      "ListConnectors",
-	Method:    "POST",
-	URI:       "/ListConnectors",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListConnectors",
+	Method:      "POST",
+	URI:         "/ListConnectors",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListExportErrors is POST /ListExportErrors, answered with status 200.
 var ListExportErrors = &awsapi.Op[ListExportErrorsRequest, ListExportErrorsResponse]{Operation: awsapi.Operation{
-	Name:      "ListExportErrors",
-	Method:    "POST",
-	URI:       "/ListExportErrors",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListExportErrors",
+	Method:      "POST",
+	URI:         "/ListExportErrors",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListExports is POST /ListExports, answered with status 200.
 var ListExports = &awsapi.Op[ListExportsRequest, ListExportsResponse]{Operation: awsapi.Operation{
-	Name:      "ListExports",
-	Method:    "POST",
-	URI:       "/ListExports",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListExports",
+	Method:      "POST",
+	URI:         "/ListExports",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListImportErrors is POST /ListImportErrors, answered with status 200.
 var ListImportErrors = &awsapi.Op[ListImportErrorsRequest, ListImportErrorsResponse]{Operation: awsapi.Operation{
-	Name:      "ListImportErrors",
-	Method:    "POST",
-	URI:       "/ListImportErrors",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListImportErrors",
+	Method:      "POST",
+	URI:         "/ListImportErrors",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListImportFileEnrichments is POST /network-migration/ListImportFileEnrichments, answered with status 200.
 var ListImportFileEnrichments = &awsapi.Op[ListImportFileEnrichmentsRequest, ListImportFileEnrichmentsResponse]{Operation: awsapi.Operation{
-	Name:      "ListImportFileEnrichments",
-	Method:    "POST",
-	URI:       "/network-migration/ListImportFileEnrichments",
-	Success:   200,
-	Errors:    []string{"ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListImportFileEnrichments",
+	Method:      "POST",
+	URI:         "/network-migration/ListImportFileEnrichments",
+	Success:     200,
+	Errors:      []string{"ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListImports is POST /ListImports, answered with status 200.
 var ListImports = &awsapi.Op[ListImportsRequest, ListImportsResponse]{Operation: awsapi.Operation{
-	Name:      "ListImports",
-	Method:    "POST",
-	URI:       "/ListImports",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListImports",
+	Method:      "POST",
+	URI:         "/ListImports",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListManagedAccounts is POST /ListManagedAccounts, answered with status 200.
 var ListManagedAccounts = &awsapi.Op[ListManagedAccountsRequest, ListManagedAccountsResponse]{Operation: awsapi.Operation{
-	Name:      "ListManagedAccounts",
-	Method:    "POST",
-	URI:       "/ListManagedAccounts",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListManagedAccounts",
+	Method:      "POST",
+	URI:         "/ListManagedAccounts",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationAnalyses is POST /network-migration/ListNetworkMigrationAnalyses, answered with status 200.
 var ListNetworkMigrationAnalyses = &awsapi.Op[ListNetworkMigrationAnalysesRequest, ListNetworkMigrationAnalysesResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationAnalyses",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationAnalyses",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationAnalyses",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationAnalyses",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationAnalysisResults is POST /network-migration/ListNetworkMigrationAnalysisResults, answered with status 200.
 var ListNetworkMigrationAnalysisResults = &awsapi.Op[ListNetworkMigrationAnalysisResultsRequest, ListNetworkMigrationAnalysisResultsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationAnalysisResults",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationAnalysisResults",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationAnalysisResults",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationAnalysisResults",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationCodeGenerationSegments is POST /network-migration/ListNetworkMigrationCodeGenerationSegments, answered with status 200.
 var ListNetworkMigrationCodeGenerationSegments = &awsapi.Op[ListNetworkMigrationCodeGenerationSegmentsRequest, ListNetworkMigrationCodeGenerationSegmentsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationCodeGenerationSegments",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationCodeGenerationSegments",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationCodeGenerationSegments",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationCodeGenerationSegments",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationCodeGenerations is POST /network-migration/ListNetworkMigrationCodeGenerations, answered with status 200.
 var ListNetworkMigrationCodeGenerations = &awsapi.Op[ListNetworkMigrationCodeGenerationsRequest, ListNetworkMigrationCodeGenerationsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationCodeGenerations",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationCodeGenerations",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationCodeGenerations",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationCodeGenerations",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationDefinitions is POST /network-migration/ListNetworkMigrationDefinitions, answered with status 200.
 var ListNetworkMigrationDefinitions = &awsapi.Op[ListNetworkMigrationDefinitionsRequest, ListNetworkMigrationDefinitionsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationDefinitions",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationDefinitions",
-	Success:   200,
-	Errors:    []string{"AccessDeniedException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationDefinitions",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationDefinitions",
+	Success:     200,
+	Errors:      []string{"AccessDeniedException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationDeployedStacks is POST /network-migration/ListNetworkMigrationDeployedStacks, answered with status 200.
 var ListNetworkMigrationDeployedStacks = &awsapi.Op[ListNetworkMigrationDeployedStacksRequest, ListNetworkMigrationDeployedStacksResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationDeployedStacks",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationDeployedStacks",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationDeployedStacks",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationDeployedStacks",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationDeployments is POST /network-migration/ListNetworkMigrationDeployments, answered with status 200.
 var ListNetworkMigrationDeployments = &awsapi.Op[ListNetworkMigrationDeploymentsRequest, ListNetworkMigrationDeployerJobResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationDeployments",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationDeployments",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationDeployments",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationDeployments",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationExecutions is POST /network-migration/ListNetworkMigrationExecutions, answered with status 200.
 var ListNetworkMigrationExecutions = &awsapi.Op[ListNetworkMigrationExecutionsRequest, ListNetworkMigrationExecutionsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationExecutions",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationExecutions",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "AccessDeniedException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationExecutions",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationExecutions",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "AccessDeniedException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationMapperSegmentConstructs is POST /network-migration/ListNetworkMigrationMapperSegmentConstructs, answered with status 200.
 var ListNetworkMigrationMapperSegmentConstructs = &awsapi.Op[ListNetworkMigrationMapperSegmentConstructsRequest, ListNetworkMigrationMapperSegmentConstructsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationMapperSegmentConstructs",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationMapperSegmentConstructs",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationMapperSegmentConstructs",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationMapperSegmentConstructs",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationMapperSegments is POST /network-migration/ListNetworkMigrationMapperSegments, answered with status 200.
 var ListNetworkMigrationMapperSegments = &awsapi.Op[ListNetworkMigrationMapperSegmentsRequest, ListNetworkMigrationMapperSegmentsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationMapperSegments",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationMapperSegments",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationMapperSegments",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationMapperSegments",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationMappingUpdates is POST /network-migration/ListNetworkMigrationMappingUpdates, answered with status 200.
 var ListNetworkMigrationMappingUpdates = &awsapi.Op[ListNetworkMigrationMappingUpdatesRequest, ListNetworkMigrationMappingUpdatesResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationMappingUpdates",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationMappingUpdates",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationMappingUpdates",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationMappingUpdates",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListNetworkMigrationMappings is POST /network-migration/ListNetworkMigrationMappings, answered with status 200.
 var ListNetworkMigrationMappings = &awsapi.Op[ListNetworkMigrationMappingsRequest, ListNetworkMigrationMappingsResponse]{Operation: awsapi.Operation{
-	Name:      "ListNetworkMigrationMappings",
-	Method:    "POST",
-	URI:       "/network-migration/ListNetworkMigrationMappings",
-	Success:   200,
-	Errors:    []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListNetworkMigrationMappings",
+	Method:      "POST",
+	URI:         "/network-migration/ListNetworkMigrationMappings",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListSourceServerActions is POST /ListSourceServerActions, answered with status 200.
 var ListSourceServerActions = &awsapi.Op[ListSourceServerActionsRequest, ListSourceServerActionsResponse]{Operation: awsapi.Operation{
-	Name:      "ListSourceServerActions",
-	Method:    "POST",
-	URI:       "/ListSourceServerActions",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ResourceNotFoundException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListSourceServerActions",
+	Method:      "POST",
+	URI:         "/ListSourceServerActions",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListTagsForResource is GET /tags/{resourceArn}, answered with status 200.
 var ListTagsForResource = &awsapi.Op[ListTagsForResourceRequest, ListTagsForResourceResponse]{Operation: awsapi.Operation{
-	Name:     "ListTagsForResource",
-	Method:   "GET",
-	URI:      "/tags/{resourceArn}",
-	Success:  200,
-	Errors:   []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "InternalServerException"},
-	ReadOnly: true,
+	SigningName: "mgn",
+	Name:        "ListTagsForResource",
+	Method:      "GET",
+	URI:         "/tags/{resourceArn}",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "InternalServerException"},
+	ReadOnly:    true,
 }}
 
 // ListTemplateActions is POST /ListTemplateActions, answered with status 200.
 var ListTemplateActions = &awsapi.Op[ListTemplateActionsRequest, ListTemplateActionsResponse]{Operation: awsapi.Operation{
-	Name:      "ListTemplateActions",
-	Method:    "POST",
-	URI:       "/ListTemplateActions",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException", "ResourceNotFoundException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListTemplateActions",
+	Method:      "POST",
+	URI:         "/ListTemplateActions",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // ListWaves is POST /ListWaves, answered with status 200.
 var ListWaves = &awsapi.Op[ListWavesRequest, ListWavesResponse]{Operation: awsapi.Operation{
-	Name:      "ListWaves",
-	Method:    "POST",
-	URI:       "/ListWaves",
-	Success:   200,
-	Errors:    []string{"UninitializedAccountException"},
-	ReadOnly:  true,
-	Paginated: true,
-	HasBody:   true,
+	SigningName: "mgn",
+	Name:        "ListWaves",
+	Method:      "POST",
+	URI:         "/ListWaves",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
 }}
 
 // MarkAsArchived is POST /MarkAsArchived, answered with status 200.
 var MarkAsArchived = &awsapi.Op[MarkAsArchivedRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "MarkAsArchived",
-	Method:  "POST",
-	URI:     "/MarkAsArchived",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "MarkAsArchived",
+	Method:      "POST",
+	URI:         "/MarkAsArchived",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // PauseReplication is POST /PauseReplication, answered with status 200.
 var PauseReplication = &awsapi.Op[PauseReplicationRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "PauseReplication",
-	Method:  "POST",
-	URI:     "/PauseReplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "PauseReplication",
+	Method:      "POST",
+	URI:         "/PauseReplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // PutSourceServerAction is POST /PutSourceServerAction, answered with status 200.
 var PutSourceServerAction = &awsapi.Op[PutSourceServerActionRequest, SourceServerActionDocument]{Operation: awsapi.Operation{
-	Name:    "PutSourceServerAction",
-	Method:  "POST",
-	URI:     "/PutSourceServerAction",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "PutSourceServerAction",
+	Method:      "POST",
+	URI:         "/PutSourceServerAction",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // PutTemplateAction is POST /PutTemplateAction, answered with status 200.
 var PutTemplateAction = &awsapi.Op[PutTemplateActionRequest, TemplateActionDocument]{Operation: awsapi.Operation{
-	Name:    "PutTemplateAction",
-	Method:  "POST",
-	URI:     "/PutTemplateAction",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "PutTemplateAction",
+	Method:      "POST",
+	URI:         "/PutTemplateAction",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // RemoveSourceServerAction is POST /RemoveSourceServerAction, answered with status 204.
 var RemoveSourceServerAction = &awsapi.Op[RemoveSourceServerActionRequest, RemoveSourceServerActionResponse]{Operation: awsapi.Operation{
-	Name:    "RemoveSourceServerAction",
-	Method:  "POST",
-	URI:     "/RemoveSourceServerAction",
-	Success: 204,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "RemoveSourceServerAction",
+	Method:      "POST",
+	URI:         "/RemoveSourceServerAction",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	HasBody:     true,
 }}
 
 // RemoveTemplateAction is POST /RemoveTemplateAction, answered with status 204.
 var RemoveTemplateAction = &awsapi.Op[RemoveTemplateActionRequest, RemoveTemplateActionResponse]{Operation: awsapi.Operation{
-	Name:    "RemoveTemplateAction",
-	Method:  "POST",
-	URI:     "/RemoveTemplateAction",
-	Success: 204,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "RemoveTemplateAction",
+	Method:      "POST",
+	URI:         "/RemoveTemplateAction",
+	Success:     204,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	HasBody:     true,
 }}
 
 // ResumeReplication is POST /ResumeReplication, answered with status 200.
 var ResumeReplication = &awsapi.Op[ResumeReplicationRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "ResumeReplication",
-	Method:  "POST",
-	URI:     "/ResumeReplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "ResumeReplication",
+	Method:      "POST",
+	URI:         "/ResumeReplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // RetryDataReplication is POST /RetryDataReplication, answered with status 200.
 var RetryDataReplication = &awsapi.Op[RetryDataReplicationRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "RetryDataReplication",
-	Method:  "POST",
-	URI:     "/RetryDataReplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "RetryDataReplication",
+	Method:      "POST",
+	URI:         "/RetryDataReplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	HasBody:     true,
 }}
 
 // StartCutover is POST /StartCutover, answered with status 202.
 var StartCutover = &awsapi.Op[StartCutoverRequest, StartCutoverResponse]{Operation: awsapi.Operation{
-	Name:    "StartCutover",
-	Method:  "POST",
-	URI:     "/StartCutover",
-	Success: 202,
-	Errors:  []string{"UninitializedAccountException", "ValidationException", "ConflictException"},
-	HasBody: true,
-	Creates: "job",
+	SigningName: "mgn",
+	Name:        "StartCutover",
+	Method:      "POST",
+	URI:         "/StartCutover",
+	Success:     202,
+	Errors:      []string{"UninitializedAccountException", "ValidationException", "ConflictException"},
+	HasBody:     true,
+	Creates:     "job",
 }}
 
 // StartExport is POST /StartExport, answered with status 202.
 var StartExport = &awsapi.Op[StartExportRequest, StartExportResponse]{Operation: awsapi.Operation{
-	Name:    "StartExport",
-	Method:  "POST",
-	URI:     "/StartExport",
-	Success: 202,
-	Errors:  []string{"UninitializedAccountException", "ValidationException", "ServiceQuotaExceededException"},
-	HasBody: true,
-	Creates: "export",
+	SigningName: "mgn",
+	Name:        "StartExport",
+	Method:      "POST",
+	URI:         "/StartExport",
+	Success:     202,
+	Errors:      []string{"UninitializedAccountException", "ValidationException", "ServiceQuotaExceededException"},
+	HasBody:     true,
+	Creates:     "export",
 }}
 
 // StartImport is POST /StartImport, answered with status 202.
 var StartImport = &awsapi.Op[StartImportRequest, StartImportResponse]{Operation: awsapi.Operation{
-	Name:    "StartImport",
-	Method:  "POST",
-	URI:     "/StartImport",
-	Success: 202,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
-	Creates: "import",
+	SigningName: "mgn",
+	Name:        "StartImport",
+	Method:      "POST",
+	URI:         "/StartImport",
+	Success:     202,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
+	Creates:     "import",
 }}
 
 // StartImportFileEnrichment is POST /network-migration/StartImportFileEnrichment, answered with status 202.
 var StartImportFileEnrichment = &awsapi.Op[StartImportFileEnrichmentRequest, StartImportFileEnrichmentResponse]{Operation: awsapi.Operation{
-	Name:       "StartImportFileEnrichment",
-	Method:     "POST",
-	URI:        "/network-migration/StartImportFileEnrichment",
-	Success:    202,
-	Errors:     []string{"ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "StartImportFileEnrichment",
+	Method:      "POST",
+	URI:         "/network-migration/StartImportFileEnrichment",
+	Success:     202,
+	Errors:      []string{"ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // StartNetworkMigrationAnalysis is POST /network-migration/StartNetworkMigrationAnalysis, answered with status 202.
 var StartNetworkMigrationAnalysis = &awsapi.Op[StartNetworkMigrationAnalysisRequest, StartNetworkMigrationAnalysisResponse]{Operation: awsapi.Operation{
-	Name:       "StartNetworkMigrationAnalysis",
-	Method:     "POST",
-	URI:        "/network-migration/StartNetworkMigrationAnalysis",
-	Success:    202,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "StartNetworkMigrationAnalysis",
+	Method:      "POST",
+	URI:         "/network-migration/StartNetworkMigrationAnalysis",
+	Success:     202,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // StartNetworkMigrationCodeGeneration is POST /network-migration/StartNetworkMigrationCodeGeneration, answered with status 202.
 var StartNetworkMigrationCodeGeneration = &awsapi.Op[StartNetworkMigrationCodeGenerationRequest, StartNetworkMigrationCodeGenerationResponse]{Operation: awsapi.Operation{
-	Name:       "StartNetworkMigrationCodeGeneration",
-	Method:     "POST",
-	URI:        "/network-migration/StartNetworkMigrationCodeGeneration",
-	Success:    202,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "StartNetworkMigrationCodeGeneration",
+	Method:      "POST",
+	URI:         "/network-migration/StartNetworkMigrationCodeGeneration",
+	Success:     202,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // StartNetworkMigrationDeployment is POST /network-migration/StartNetworkMigrationDeployment, answered with status 202.
 var StartNetworkMigrationDeployment = &awsapi.Op[StartNetworkMigrationDeploymentRequest, StartNetworkMigrationDeployerJobResponse]{Operation: awsapi.Operation{
-	Name:       "StartNetworkMigrationDeployment",
-	Method:     "POST",
-	URI:        "/network-migration/StartNetworkMigrationDeployment",
-	Success:    202,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "StartNetworkMigrationDeployment",
+	Method:      "POST",
+	URI:         "/network-migration/StartNetworkMigrationDeployment",
+	Success:     202,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // StartNetworkMigrationMapping is POST /network-migration/StartNetworkMigrationMapping, answered with status 202.
 var StartNetworkMigrationMapping = &awsapi.Op[StartNetworkMigrationMappingRequest, StartNetworkMigrationMappingResponse]{Operation: awsapi.Operation{
-	Name:       "StartNetworkMigrationMapping",
-	Method:     "POST",
-	URI:        "/network-migration/StartNetworkMigrationMapping",
-	Success:    202,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "StartNetworkMigrationMapping",
+	Method:      "POST",
+	URI:         "/network-migration/StartNetworkMigrationMapping",
+	Success:     202,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // StartNetworkMigrationMappingUpdate is POST /network-migration/StartNetworkMigrationMappingUpdate, answered with status 202.
 var StartNetworkMigrationMappingUpdate = &awsapi.Op[StartNetworkMigrationMappingUpdateRequest, StartNetworkMigrationMappingUpdateResponse]{Operation: awsapi.Operation{
-	Name:       "StartNetworkMigrationMappingUpdate",
-	Method:     "POST",
-	URI:        "/network-migration/StartNetworkMigrationMappingUpdate",
-	Success:    202,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "StartNetworkMigrationMappingUpdate",
+	Method:      "POST",
+	URI:         "/network-migration/StartNetworkMigrationMappingUpdate",
+	Success:     202,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // StartReplication is POST /StartReplication, answered with status 200.
 var StartReplication = &awsapi.Op[StartReplicationRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "StartReplication",
-	Method:  "POST",
-	URI:     "/StartReplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "StartReplication",
+	Method:      "POST",
+	URI:         "/StartReplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // StartTest is POST /StartTest, answered with status 202.
 var StartTest = &awsapi.Op[StartTestRequest, StartTestResponse]{Operation: awsapi.Operation{
-	Name:    "StartTest",
-	Method:  "POST",
-	URI:     "/StartTest",
-	Success: 202,
-	Errors:  []string{"UninitializedAccountException", "ValidationException", "ConflictException"},
-	HasBody: true,
-	Creates: "job",
+	SigningName: "mgn",
+	Name:        "StartTest",
+	Method:      "POST",
+	URI:         "/StartTest",
+	Success:     202,
+	Errors:      []string{"UninitializedAccountException", "ValidationException", "ConflictException"},
+	HasBody:     true,
+	Creates:     "job",
 }}
 
 // StopReplication is POST /StopReplication, answered with status 200.
 var StopReplication = &awsapi.Op[StopReplicationRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "StopReplication",
-	Method:  "POST",
-	URI:     "/StopReplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "StopReplication",
+	Method:      "POST",
+	URI:         "/StopReplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ServiceQuotaExceededException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // TagResource is POST /tags/{resourceArn}, answered with status 200.
 var TagResource = &awsapi.Op[TagResourceRequest, TagResourceResponse]{Operation: awsapi.Operation{
-	Name:       "TagResource",
-	Method:     "POST",
-	URI:        "/tags/{resourceArn}",
-	Success:    200,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "InternalServerException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "TagResource",
+	Method:      "POST",
+	URI:         "/tags/{resourceArn}",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "InternalServerException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // TerminateTargetInstances is POST /TerminateTargetInstances, answered with status 202.
 var TerminateTargetInstances = &awsapi.Op[TerminateTargetInstancesRequest, TerminateTargetInstancesResponse]{Operation: awsapi.Operation{
-	Name:    "TerminateTargetInstances",
-	Method:  "POST",
-	URI:     "/TerminateTargetInstances",
-	Success: 202,
-	Errors:  []string{"UninitializedAccountException", "ValidationException", "ConflictException"},
-	HasBody: true,
-	Creates: "job",
+	SigningName: "mgn",
+	Name:        "TerminateTargetInstances",
+	Method:      "POST",
+	URI:         "/TerminateTargetInstances",
+	Success:     202,
+	Errors:      []string{"UninitializedAccountException", "ValidationException", "ConflictException"},
+	HasBody:     true,
+	Creates:     "job",
 }}
 
 // UnarchiveApplication is POST /UnarchiveApplication, answered with status 200.
 var UnarchiveApplication = &awsapi.Op[UnarchiveApplicationRequest, Application]{Operation: awsapi.Operation{
-	Name:    "UnarchiveApplication",
-	Method:  "POST",
-	URI:     "/UnarchiveApplication",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UnarchiveApplication",
+	Method:      "POST",
+	URI:         "/UnarchiveApplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException"},
+	HasBody:     true,
 }}
 
 // UnarchiveWave is POST /UnarchiveWave, answered with status 200.
 var UnarchiveWave = &awsapi.Op[UnarchiveWaveRequest, Wave]{Operation: awsapi.Operation{
-	Name:    "UnarchiveWave",
-	Method:  "POST",
-	URI:     "/UnarchiveWave",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UnarchiveWave",
+	Method:      "POST",
+	URI:         "/UnarchiveWave",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ServiceQuotaExceededException"},
+	HasBody:     true,
 }}
 
 // UntagResource is DELETE /tags/{resourceArn}, answered with status 200.
 var UntagResource = &awsapi.Op[UntagResourceRequest, UntagResourceResponse]{Operation: awsapi.Operation{
-	Name:       "UntagResource",
-	Method:     "DELETE",
-	URI:        "/tags/{resourceArn}",
-	Success:    200,
-	Errors:     []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "InternalServerException"},
-	Idempotent: true,
+	SigningName: "mgn",
+	Name:        "UntagResource",
+	Method:      "DELETE",
+	URI:         "/tags/{resourceArn}",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "ThrottlingException", "AccessDeniedException", "ValidationException", "InternalServerException"},
+	Idempotent:  true,
 }}
 
 // UpdateApplication is POST /UpdateApplication, answered with status 200.
 var UpdateApplication = &awsapi.Op[UpdateApplicationRequest, Application]{Operation: awsapi.Operation{
-	Name:       "UpdateApplication",
-	Method:     "POST",
-	URI:        "/UpdateApplication",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateApplication",
+	Method:      "POST",
+	URI:         "/UpdateApplication",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateConnector is POST /UpdateConnector, answered with status 200.
 var UpdateConnector = &awsapi.Op[UpdateConnectorRequest, Connector]{Operation: awsapi.Operation{
-	Name:       "UpdateConnector",
-	Method:     "POST",
-	URI:        "/UpdateConnector",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateConnector",
+	Method:      "POST",
+	URI:         "/UpdateConnector",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateLaunchConfiguration is POST /UpdateLaunchConfiguration, answered with status 200.
 var UpdateLaunchConfiguration = &awsapi.Op[UpdateLaunchConfigurationRequest, LaunchConfiguration]{Operation: awsapi.Operation{
-	Name:       "UpdateLaunchConfiguration",
-	Method:     "POST",
-	URI:        "/UpdateLaunchConfiguration",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateLaunchConfiguration",
+	Method:      "POST",
+	URI:         "/UpdateLaunchConfiguration",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateLaunchConfigurationTemplate is POST /UpdateLaunchConfigurationTemplate, answered with status 200.
 var UpdateLaunchConfigurationTemplate = &awsapi.Op[UpdateLaunchConfigurationTemplateRequest, LaunchConfigurationTemplate]{Operation: awsapi.Operation{
-	Name:    "UpdateLaunchConfigurationTemplate",
-	Method:  "POST",
-	URI:     "/UpdateLaunchConfigurationTemplate",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateLaunchConfigurationTemplate",
+	Method:      "POST",
+	URI:         "/UpdateLaunchConfigurationTemplate",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
+	HasBody:     true,
 }}
 
 // UpdateNetworkMigrationDefinition is POST /network-migration/UpdateNetworkMigrationDefinition, answered with status 200.
 var UpdateNetworkMigrationDefinition = &awsapi.Op[UpdateNetworkMigrationDefinitionRequest, NetworkMigrationDefinition]{Operation: awsapi.Operation{
-	Name:       "UpdateNetworkMigrationDefinition",
-	Method:     "POST",
-	URI:        "/network-migration/UpdateNetworkMigrationDefinition",
-	Success:    200,
-	Errors:     []string{"ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateNetworkMigrationDefinition",
+	Method:      "POST",
+	URI:         "/network-migration/UpdateNetworkMigrationDefinition",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateNetworkMigrationMapperSegment is POST /network-migration/UpdateNetworkMigrationMapperSegment, answered with status 200.
 var UpdateNetworkMigrationMapperSegment = &awsapi.Op[UpdateNetworkMigrationMapperSegmentRequest, NetworkMigrationMapperSegment]{Operation: awsapi.Operation{
-	Name:       "UpdateNetworkMigrationMapperSegment",
-	Method:     "POST",
-	URI:        "/network-migration/UpdateNetworkMigrationMapperSegment",
-	Success:    200,
-	Errors:     []string{"ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateNetworkMigrationMapperSegment",
+	Method:      "POST",
+	URI:         "/network-migration/UpdateNetworkMigrationMapperSegment",
+	Success:     200,
+	Errors:      []string{"ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateReplicationConfiguration is POST /UpdateReplicationConfiguration, answered with status 200.
 var UpdateReplicationConfiguration = &awsapi.Op[UpdateReplicationConfigurationRequest, ReplicationConfiguration]{Operation: awsapi.Operation{
-	Name:       "UpdateReplicationConfiguration",
-	Method:     "POST",
-	URI:        "/UpdateReplicationConfiguration",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "AccessDeniedException", "ValidationException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateReplicationConfiguration",
+	Method:      "POST",
+	URI:         "/UpdateReplicationConfiguration",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "AccessDeniedException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateReplicationConfigurationTemplate is POST /UpdateReplicationConfigurationTemplate, answered with status 200.
 var UpdateReplicationConfigurationTemplate = &awsapi.Op[UpdateReplicationConfigurationTemplateRequest, ReplicationConfigurationTemplate]{Operation: awsapi.Operation{
-	Name:    "UpdateReplicationConfigurationTemplate",
-	Method:  "POST",
-	URI:     "/UpdateReplicationConfigurationTemplate",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateReplicationConfigurationTemplate",
+	Method:      "POST",
+	URI:         "/UpdateReplicationConfigurationTemplate",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "AccessDeniedException", "ValidationException"},
+	HasBody:     true,
 }}
 
 // UpdateSourceServer is POST /UpdateSourceServer, answered with status 200.
 var UpdateSourceServer = &awsapi.Op[UpdateSourceServerRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:       "UpdateSourceServer",
-	Method:     "POST",
-	URI:        "/UpdateSourceServer",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateSourceServer",
+	Method:      "POST",
+	URI:         "/UpdateSourceServer",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}
 
 // UpdateSourceServerReplicationType is POST /UpdateSourceServerReplicationType, answered with status 200.
 var UpdateSourceServerReplicationType = &awsapi.Op[UpdateSourceServerReplicationTypeRequest, SourceServer]{Operation: awsapi.Operation{
-	Name:    "UpdateSourceServerReplicationType",
-	Method:  "POST",
-	URI:     "/UpdateSourceServerReplicationType",
-	Success: 200,
-	Errors:  []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
-	HasBody: true,
+	SigningName: "mgn",
+	Name:        "UpdateSourceServerReplicationType",
+	Method:      "POST",
+	URI:         "/UpdateSourceServerReplicationType",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // UpdateWave is POST /UpdateWave, answered with status 200.
 var UpdateWave = &awsapi.Op[UpdateWaveRequest, Wave]{Operation: awsapi.Operation{
-	Name:       "UpdateWave",
-	Method:     "POST",
-	URI:        "/UpdateWave",
-	Success:    200,
-	Errors:     []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
-	Idempotent: true,
-	HasBody:    true,
+	SigningName: "mgn",
+	Name:        "UpdateWave",
+	Method:      "POST",
+	URI:         "/UpdateWave",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "ResourceNotFoundException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
 }}

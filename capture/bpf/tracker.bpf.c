@@ -140,21 +140,28 @@ static __always_inline void mark(struct control *c, __u32 d, __u32 word0, __u64 
 
 /* ---- the conflict filter */
 
-static __always_inline void filter(struct control *c, __u32 gen, __u32 salt, __u64 first, __u64 last)
+/* Functions that are not static are verified once, for any argument, and not again
+ * on every path that calls them. */
+__noinline int filter(__u32 gen, __u32 salt, __u64 first, __u64 last)
 {
+	__u32 zero = 0;
+	struct control *c = bpf_map_lookup_elem(&control, &zero);
 	__u64 n = last - first + 1;
 	__u32 h = (__u32)first + salt;
 
+	if (!c)
+		return 0;
 	gen &= 1;
 	if (n > WIDE) {
 		c->wide[gen] = 1;
-		return;
+		return 0;
 	}
 	for (__u32 i = 0; i < WIDE; i++) {
 		if (i >= n)
 			break;
 		c->filter[(gen * FILTER) | ((h + i) & (FILTER - 1))] = 1;
 	}
+	return 0;
 }
 
 /* ---- requests */
@@ -163,6 +170,17 @@ static __always_inline int changes_content(__u32 op)
 {
 	return op == OP_WRITE || op == OP_DISCARD || op == OP_SECURE_ERASE || op == OP_WRITE_SAME ||
 	       op == OP_WRITE_ZEROES || op == OP_ZONE_APPEND_OLD || (op >= OP_ZONE_FIRST && op <= OP_ZONE_LAST);
+}
+
+__noinline int find_disk(__u64 dev)
+{
+	for (int i = 0; i < MAX_DISKS; i++) {
+		if (i >= ndisks)
+			break;
+		if (disks[i].dev == dev)
+			return i;
+	}
+	return -1;
 }
 
 static __always_inline int disk_of(struct request *rq)
@@ -175,14 +193,7 @@ static __always_inline int disk_of(struct request *rq)
 		disk = ((struct request___old *)rq)->rq_disk;
 	if (!disk)
 		return -1;
-	__u64 dev = (__u64)(__u32)disk->major << 32 | (__u32)disk->first_minor;
-	for (int i = 0; i < MAX_DISKS; i++) {
-		if (i >= ndisks)
-			break;
-		if (disks[i].dev == dev)
-			return i;
-	}
-	return -1;
+	return find_disk((__u64)(__u32)disk->major << 32 | (__u32)disk->first_minor);
 }
 
 /* What a request is to the tracker. */
@@ -246,7 +257,7 @@ static __always_inline int issue(struct request *rq)
 	__u32 gen = c->gen; /* first: "issued at" means this read */
 	if (!look(rq, &s))
 		return 0;
-	filter(c, gen, disks[s.disk & (MAX_DISKS - 1)].salt, s.first, s.last);
+	filter(gen, disks[s.disk & (MAX_DISKS - 1)].salt, s.first, s.last);
 	__u64 *p = pending(rq, &s);
 	if (p) {
 		/* A full barrier besides: the filter is visible before the driver is told. */

@@ -1,0 +1,373 @@
+package awsapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"rehost/identity"
+)
+
+// exampleSecret belongs to AKIDEXAMPLE of the published test suite.
+const exampleSecret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+
+// TestSignature_Published compares with signatures of the test suite that AWS
+// published, and with the worked example of its documentation (the last one).
+func TestSignature_Published(t *testing.T) {
+	for _, test := range []struct {
+		name, method, uri, service string
+		header                     http.Header
+		signed, body, want         string
+	}{
+		{"get-vanilla", "GET", "/", "service", nil, "host;x-amz-date", "", "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"},
+		{"post-vanilla", "POST", "/", "service", nil, "host;x-amz-date", "", "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"},
+		{"get-vanilla-query-order-key-case", "GET", "/?Param2=value2&Param1=value1", "service", nil, "host;x-amz-date", "", "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500"},
+		{"get-header-value-trim", "GET", "/", "service", http.Header{"My-Header1": {" value1"}, "My-Header2": {` "a   b   c"`}}, "host;my-header1;my-header2;x-amz-date", "", "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736"},
+		{"post-x-www-form-urlencoded", "POST", "/", "service", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, "content-type;host;x-amz-date", "Param1=value1", "ff11897932ad3f4e8b18135d722051e5ac45fc38421b1da7b9d196a0fe09473a"},
+		{"ListUsers", "GET", "/?Action=ListUsers&Version=2010-05-08", "iam", http.Header{"Content-Type": {"application/x-www-form-urlencoded; charset=utf-8"}}, "content-type;host;x-amz-date", "", "5d672d79c15b13162d9279b0855cfba6789a8edb4c82c400e06b5924a6f2b5d7"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := httptest.NewRequest(test.method, test.uri, strings.NewReader(test.body))
+			r.Host = "example.amazonaws.com"
+			if test.service == "iam" {
+				r.Host = "iam.amazonaws.com"
+			}
+			for name, values := range test.header {
+				r.Header[name] = values
+			}
+			r.Header.Set("X-Amz-Date", "20150830T123600Z")
+			digest := sha256.Sum256([]byte(test.body))
+			canonical := canonicalRequest(r, r.URL.EscapedPath(), canonicalQuery(r.URL.Query()), strings.Split(test.signed, ";"), hex.EncodeToString(digest[:]))
+			got := signature(exampleSecret, scope{"20150830", "us-east-1", test.service}, "20150830T123600Z", canonical)
+			if got != test.want {
+				t.Errorf("got %s, want %s, of\n%s", got, test.want, canonical)
+			}
+		})
+	}
+}
+
+// A verifier is a directory with one key, and a request's way to be verified.
+type verifier struct {
+	directory *identity.Directory
+	key       identity.Credentials
+}
+
+func newVerifier(t testing.TB) *verifier {
+	t.Helper()
+	key, err := identity.NewSealingKey(bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := identity.Open(context.Background(), identity.Options{Store: identity.NewMemoryStore(), Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := d.Bootstrap(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &verifier{d, c}
+}
+
+// verify parses raw bytes as a server would and verifies them.
+func (v *verifier) verify(r *http.Request, body []byte, now time.Time) error {
+	s, err := readSignature(r)
+	if err != nil {
+		return err
+	}
+	if err := s.checkScope("eu-west-1"); err != nil {
+		return err
+	}
+	if s.scope.service != "mgn" {
+		return fmt.Errorf("service %s", s.scope.service)
+	}
+	if err := s.checkTime(now); err != nil {
+		return err
+	}
+	_, err = s.verify(r.Context(), v.directory, body)
+	return err
+}
+
+// randomRequest makes a request of the kinds that clients send, and odder ones.
+func randomRequest(rnd *rand.Rand) (r *http.Request, body []byte) {
+	text := func(letters string, n int) string {
+		b := make([]rune, rnd.IntN(n))
+		for i := range b {
+			b[i] = []rune(letters)[rnd.IntN(len([]rune(letters)))]
+		}
+		return string(b)
+	}
+	const odd = "abcXYZ019-_.~ !*'();:@&=+$,/?#[]%é漢\""
+	path := "/tags/" + url.PathEscape("a"+text(odd, 20))
+	query := url.Values{}
+	for range rnd.IntN(5) {
+		name := "k" + text(odd, 6)
+		for range 1 + rnd.IntN(3) {
+			query.Add(name, text(odd, 10))
+		}
+	}
+	body = []byte(text(odd, 50))
+	target := "https://rehost.example:8443" + path
+	if len(query) > 0 {
+		target += "?" + strings.ReplaceAll(query.Encode(), "+", "%20")
+	}
+	method := []string{"GET", "POST", "DELETE"}[rnd.IntN(3)]
+	r, err := http.NewRequest(method, target, bytes.NewReader(body))
+	if err != nil {
+		panic(err)
+	}
+	for range rnd.IntN(4) {
+		r.Header.Add("X-Amz-Meta-"+string(rune('a'+rnd.IntN(3))), text("ab  c,=", 9))
+	}
+	return r, body
+}
+
+// received is the request as a server has it after it went over the wire.
+func received(t testing.TB, r *http.Request) *http.Request {
+	t.Helper()
+	in := httptest.NewRequest(r.Method, r.URL.RequestURI(), nil)
+	in.Host = r.URL.Host
+	in.Header = r.Header.Clone()
+	in.ContentLength = r.ContentLength
+	return in
+}
+
+// TestVerify_OfficialSigner checks random requests, signed by the signer of the
+// official SDK in the header and in the query.
+func TestVerify_OfficialSigner(t *testing.T) {
+	v := newVerifier(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	for i := range 2000 {
+		r, body := randomRequest(rnd)
+		in := v.sign(t, r, body, i%2 == 1)
+		if err := v.verify(in, body, time.Now()); err != nil {
+			t.Fatalf("request %d: %v: %s %s %v", i, err, in.Method, in.RequestURI, in.Header)
+		}
+	}
+}
+
+func (v *verifier) sign(t testing.TB, r *http.Request, body []byte, presign bool) *http.Request {
+	t.Helper()
+	c := aws.Credentials{AccessKeyID: v.key.AccessKeyID, SecretAccessKey: string(v.key.SecretAccessKey)}
+	digest := sha256.Sum256(body)
+	hash := hex.EncodeToString(digest[:])
+	if !presign {
+		if err := v4.NewSigner().SignHTTP(context.Background(), c, r, hash, "mgn", "eu-west-1", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		return received(t, r)
+	}
+	query := r.URL.Query()
+	query.Set("X-Amz-Expires", "60")
+	r.URL.RawQuery = query.Encode()
+	target, header, err := v4.NewSigner().PresignHTTP(context.Background(), c, r, hash, "mgn", "eu-west-1", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.URL, err = url.Parse(target); err != nil {
+		t.Fatal(err)
+	}
+	r.Header = header
+	return received(t, r)
+}
+
+// TestVerify_Mutated changes signed requests in one place each. Whatever means
+// something else must be refused.
+func TestVerify_Mutated(t *testing.T) {
+	v := newVerifier(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	tried := map[string]int{}
+	for i := range 3000 {
+		r, body := randomRequest(rnd)
+		in := v.sign(t, r, body, i%2 == 1)
+		what, now := "", time.Now()
+		in, body, now, what = mutate(rnd, in, body, now)
+		if what == "" {
+			continue
+		}
+		tried[what]++
+		if err := v.verify(in, body, now); err == nil {
+			t.Errorf("request %d was accepted after a change of its %s: %s %s %v", i, what, in.Method, in.RequestURI, in.Header)
+		}
+	}
+	for _, what := range []string{"method", "path", "query", "header", "unsigned header", "body", "time", "date", "scope", "signature", "host", "key"} {
+		if tried[what] == 0 {
+			t.Errorf("no change of the %s was tried", what)
+		}
+	}
+	t.Log(tried)
+}
+
+// mutate changes one thing and names it, or "" if this request has none such.
+func mutate(rnd *rand.Rand, r *http.Request, body []byte, now time.Time) (*http.Request, []byte, time.Time, string) {
+	authorization := r.Header.Get("Authorization")
+	replace := func(old, with string) bool {
+		if authorization != "" {
+			changed := strings.Replace(authorization, old, with, 1)
+			r.Header.Set("Authorization", changed)
+			return changed != authorization
+		}
+		old, with = url.QueryEscape(old), url.QueryEscape(with)
+		changed := strings.Replace(r.RequestURI, old, with, 1)
+		done := changed != r.RequestURI
+		r.RequestURI = changed
+		return done
+	}
+	path, query, _ := strings.Cut(r.RequestURI, "?")
+	switch rnd.IntN(12) {
+	case 0:
+		r.Method = map[string]string{"GET": "POST", "POST": "DELETE", "DELETE": "GET"}[r.Method]
+		return r, body, now, "method"
+	case 1:
+		at := 1 + rnd.IntN(len(path)-1)
+		r.RequestURI = path[:at] + "q" + path[at:] + "?" + query
+		return r, body, now, "path"
+	case 2:
+		r.RequestURI = path + "?" + query + "&added=1"
+		return r, body, now, "query"
+	case 3:
+		for name, values := range r.Header {
+			if strings.HasPrefix(name, "X-Amz-Meta") {
+				r.Header[name] = append(values[:len(values):len(values)], "more")
+				return r, body, now, "header"
+			}
+		}
+		return r, body, now, ""
+	case 4:
+		r.Header.Set("X-Amz-Added", "1")
+		return r, body, now, "unsigned header"
+	case 5:
+		return r, append(bytes.Clone(body), 'x'), now, "body"
+	case 6:
+		late := []time.Duration{-maxSkew - 2*time.Second, 61*time.Second + maxSkew}[rnd.IntN(2)]
+		return r, body, now.Add(late), "time"
+	case 7:
+		if r.Header.Get("X-Amz-Date") == "" {
+			return r, body, now, ""
+		}
+		r.Header.Set("X-Amz-Date", now.Add(time.Second*time.Duration(2+rnd.IntN(60))).UTC().Format(amzTime))
+		return r, body, now, "date"
+	case 8:
+		if replace("/eu-west-1/mgn/", "/eu-west-2/mgn/") {
+			return r, body, now, "scope"
+		}
+	case 9:
+		_, hexadecimal, _ := strings.Cut(authorization+"&"+query, "Signature=")
+		first, other := hexadecimal[:1], "0"
+		if first == "0" {
+			other = "1"
+		}
+		r.Header.Set("Authorization", strings.Replace(authorization, "Signature="+first, "Signature="+other, 1))
+		if authorization == "" {
+			delete(r.Header, "Authorization")
+			r.RequestURI = strings.Replace(r.RequestURI, "Signature="+first, "Signature="+other, 1)
+		}
+		return r, body, now, "signature"
+	case 10:
+		r.Host = "elsewhere.example:8443"
+		return r, body, now, "host"
+	case 11:
+		if replace("AKIA", "AKIB") {
+			return r, body, now, "key"
+		}
+	}
+	return r, body, now, ""
+}
+
+// TestVerify_Refused walks through what a stranger may try, one by one, each a
+// mistake that somebody shipped.
+func TestVerify_Refused(t *testing.T) {
+	v := newVerifier(t)
+	for _, test := range []struct {
+		name   string
+		change func(r *http.Request)
+		want   string
+	}{
+		{"Nothing", func(*http.Request) {}, ""},
+		{"NotSigned", func(r *http.Request) { r.Header.Del("Authorization") }, MissingAuthentication},
+		{"OtherAlgorithm", func(r *http.Request) { edit(r, "HMAC-SHA256", "HMAC-SHA1") }, IncompleteSignature},
+		{"Twice", func(r *http.Request) { r.Header.Add("Authorization", r.Header.Get("Authorization")) }, IncompleteSignature},
+		{"HeaderAndQuery", func(r *http.Request) { r.RequestURI += "?X-Amz-Signature=00" }, IncompleteSignature},
+		{"QueryInLowerCase", func(r *http.Request) { r.RequestURI += "?x-amz-signature=00" }, IncompleteSignature},
+		{"EmptyHeaderName", func(r *http.Request) { edit(r, "SignedHeaders=", "SignedHeaders=;") }, IncompleteSignature},
+		{"HostNotSigned", func(r *http.Request) { edit(r, ";host", "") }, InvalidSignature},
+		{"AmzHeaderNotSigned", func(r *http.Request) { r.Header.Set("X-Amz-Target", "x") }, InvalidSignature},
+		{"SignedHeaderAbsent", func(r *http.Request) { edit(r, ";host", ";forwarded;host") }, IncompleteSignature},
+		{"SignedHeaderRepeated", func(r *http.Request) { edit(r, ";host", ";host;host") }, IncompleteSignature},
+		{"DateTwice", func(r *http.Request) { r.Header.Add("X-Amz-Date", r.Header.Get("X-Amz-Date")) }, IncompleteSignature},
+		{"UnknownKey", func(r *http.Request) { edit(r, "=AKIA", "=AKIB") }, UnrecognizedClient},
+		{"SignatureInUpperCase", func(r *http.Request) {
+			head, tail, _ := strings.Cut(r.Header.Get("Authorization"), "Signature=")
+			r.Header.Set("Authorization", head+"Signature="+strings.ToUpper(tail))
+		}, IncompleteSignature},
+		{"SignatureEmpty", func(r *http.Request) {
+			head, _, _ := strings.Cut(r.Header.Get("Authorization"), "Signature=")
+			r.Header.Set("Authorization", head+"Signature=")
+		}, IncompleteSignature},
+		{"UnsignedPayload", func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD") }, InvalidSignature},
+		{"AbsoluteForm", func(r *http.Request) { r.RequestURI = "https://rehost.example:8443" + r.RequestURI }, Validation},
+		{"SemicolonInQuery", func(r *http.Request) { r.RequestURI += "?a=1;b=2" }, Validation},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, err := http.NewRequest("POST", "https://rehost.example:8443/StartTest", strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := v.sign(t, r, []byte("{}"), false)
+			test.change(in)
+			err = v.verify(in, []byte("{}"), time.Now())
+			got := ""
+			if err != nil {
+				got, _, _ = strings.Cut(err.Error(), ":")
+			}
+			if got != test.want {
+				t.Errorf("got %v, want %s", err, test.want)
+			}
+		})
+	}
+}
+
+// TestVerify_UnsignedPayload signs a request whose body is not part of the
+// signature, as S3 allows: here the body always counts.
+func TestVerify_UnsignedPayload(t *testing.T) {
+	v := newVerifier(t)
+	for _, hash := range []string{"UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"} {
+		r, err := http.NewRequest("POST", "https://rehost.example:8443/StartTest", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Amz-Content-Sha256", hash)
+		c := aws.Credentials{AccessKeyID: v.key.AccessKeyID, SecretAccessKey: string(v.key.SecretAccessKey)}
+		if err := v4.NewSigner().SignHTTP(context.Background(), c, r, hash, "mgn", "eu-west-1", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.verify(received(t, r), []byte("{}"), time.Now()); err == nil {
+			t.Errorf("%s was accepted", hash)
+		}
+	}
+}
+
+func edit(r *http.Request, old, with string) {
+	text := r.Header.Get("Authorization")
+	changed := strings.Replace(text, old, with, 1)
+	if changed == text {
+		panic("nothing to change: " + text)
+	}
+	r.Header.Set("Authorization", changed)
+}

@@ -1,0 +1,347 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"rehost/block"
+	"rehost/internal/fault"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A replica is a Sink that holds all disks in memory and applies an epoch when
+// it is committed, runs in order of their ordinals.
+type replica struct {
+	mu       sync.Mutex
+	disks    map[block.DiskID][]byte
+	staged   map[uint64]block.Run
+	epoch    block.Seq
+	points   []block.Point
+	flags    []block.Flags
+	payload  int64
+	runs     int
+	onCommit func(point block.Point, flags block.Flags) // with mu held
+	putErr   func(run block.Run) error
+	ages     []time.Duration
+}
+
+func newReplica(disks []block.Disk) *replica {
+	r := &replica{disks: map[block.DiskID][]byte{}, staged: map[uint64]block.Run{}}
+	for _, d := range disks {
+		r.disks[d.ID] = make([]byte, d.Blocks()*block.Size)
+	}
+	return r
+}
+
+func (r *replica) Put(ctx context.Context, epoch block.Seq, ordinal uint64, run block.Run) error {
+	if err := run.Validate(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.putErr != nil {
+		if err := r.putErr(run); err != nil {
+			return err
+		}
+	}
+	if epoch != r.epoch {
+		clear(r.staged)
+		r.epoch = epoch
+	}
+	if _, twice := r.staged[ordinal]; twice {
+		return fmt.Errorf("ordinal %d of epoch %v was given twice", ordinal, epoch)
+	}
+	run.Payload = append([]byte(nil), run.Payload...)
+	r.staged[ordinal] = run
+	r.payload += int64(len(run.Payload))
+	r.runs++
+	return nil
+}
+
+func (r *replica) Commit(ctx context.Context, p block.Point, runs uint64, flags block.Flags) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.Seq != r.last()+1 {
+		return fmt.Errorf("commit %v after %v", p.Seq, r.last())
+	}
+	if uint64(len(r.staged)) != runs {
+		return fmt.Errorf("commit %v of %d runs, %d are here", p.Seq, runs, len(r.staged))
+	}
+	for i := range runs {
+		run, ok := r.staged[i]
+		if !ok {
+			return fmt.Errorf("commit %v: no run %d", p.Seq, i)
+		}
+		d := r.disks[run.Extent.Disk]
+		if err := run.Decode(d[run.Extent.Offset():][:run.Extent.Bytes()]); err != nil {
+			return err
+		}
+	}
+	clear(r.staged)
+	r.points, r.flags = append(r.points, p), append(r.flags, flags)
+	r.ages = append(r.ages, time.Since(p.Time))
+	if r.onCommit != nil {
+		r.onCommit(p, flags)
+	}
+	return nil
+}
+
+func (r *replica) last() block.Seq {
+	if len(r.points) == 0 {
+		return 0
+	}
+	return r.points[len(r.points)-1].Seq
+}
+
+// disksOf are loop devices as disks of a server.
+func disksOf(t *testing.T, list ...*fault.Disk) (out []block.Disk) {
+	t.Helper()
+	for i, l := range list {
+		d, err := Resolve([]string{l.Path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d[0].ID = block.DiskID(i)
+		out = append(out, d[0].Disk)
+	}
+	return out
+}
+
+func openEngine(t *testing.T, o Options) *Engine {
+	t.Helper()
+	e, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if m, reason := e.tracker.Method(); !o.NoEBPF && m != EBPF {
+		t.Skipf("SKIPPED: the kernel does not track here: %s", reason)
+	}
+	return e
+}
+
+// start runs the engine until the test or stop ends it.
+func start(t *testing.T, e *Engine, sink Sink, last block.Seq) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx, sink, last) }()
+	var once sync.Once
+	var err error
+	stop = func() error {
+		once.Do(func() { cancel(); err = <-done })
+		return err
+	}
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
+// waitPoint waits for a consistent point whose T is after now.
+func waitPoint(t *testing.T, r *replica) {
+	t.Helper()
+	after := time.Now()
+	for end := after.Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		r.mu.Lock()
+		n := len(r.points)
+		ok := n > 0 && r.flags[n-1].Has(block.Consistent) && r.points[n-1].Time.After(after)
+		r.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+	t.Fatal("no point within 20 s")
+}
+
+// content reads a disk past the page cache.
+func content(t *testing.T, d block.Disk) []byte {
+	t.Helper()
+	s, err := openSource(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.file.Close()
+	out, buf := make([]byte, d.Blocks()*block.Size), newBuffer()
+	for at := uint64(0); at < d.Blocks(); at += block.MaxRun {
+		x := block.Extent{Start: at, Count: min(block.MaxRun, d.Blocks()-at)}
+		if err := s.read(x, buf); err != nil {
+			t.Fatal(err)
+		}
+		copy(out[x.Offset():], buf[:x.Bytes()])
+	}
+	return out
+}
+
+func (r *replica) differs(t *testing.T, disks []block.Disk) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range disks {
+		want, got := content(t, d), r.disks[d.ID]
+		for b := 0; b < len(want); b += block.Size {
+			if string(want[b:b+block.Size]) != string(got[b:b+block.Size]) {
+				t.Fatalf("%s: block %d differs", d.Name, b/block.Size)
+			}
+		}
+	}
+}
+
+// openDirect opens a device for writes that are durable when they return.
+func openDirect(t *testing.T, path string, flags int) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|flags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestEngine_Follows writes to two disks while they are replicated, by every way
+// a disk's content changes, and expects the replica to be the same in the end.
+func TestEngine_Follows(t *testing.T) {
+	for _, noEBPF := range []bool{false, true} {
+		t.Run(fmt.Sprintf("noEBPF=%v", noEBPF), func(t *testing.T) {
+			a, b := fault.Loop(t, 48<<20), fault.Loop(t, 20<<20+512*3) // ends in a partial block
+			disks := disksOf(t, a, b)
+			fa, fb := openDirect(t, a.Path, 0), openDirect(t, b.Path, 0)
+			buf := newBuffer()
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			r := rand.New(rand.NewPCG(seed, 0))
+			fill := func(p []byte) {
+				for i := 0; i < len(p); i += 8 {
+					p[i] = byte(r.Uint32())
+				}
+			}
+			for i := range int64(16) {
+				fill(buf)
+				fa.WriteAt(buf, i*3<<20)
+			}
+			e := openEngine(t, Options{Disks: disks, NoEBPF: noEBPF})
+			rep := newReplica(disks)
+			start(t, e, rep, 0)
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+				n := block.Size * (1 + r.IntN(4))
+				fill(buf[:n])
+				if _, err := fa.WriteAt(buf[:n], r.Int64N(48<<20/block.Size-4)*block.Size); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := fb.WriteAt(buf[:512], r.Int64N(20<<20/512+3)*512); err != nil {
+					t.Fatal(err)
+				}
+				if r.IntN(50) == 0 { // a discard, over many words
+					at, n := r.Int64N(40)<<20, int64(1+r.IntN(8))<<20
+					if err := unix.Fallocate(int(fa.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, n); err != nil {
+						t.Fatal(err)
+					}
+				}
+				time.Sleep(time.Duration(r.IntN(200)) * time.Microsecond)
+			}
+			fill(buf[:512])
+			if _, err := fb.WriteAt(buf[:512], 20<<20+512*2); err != nil { // the very last sector
+				t.Fatal(err)
+			}
+			waitPoint(t, rep)
+			rep.differs(t, disks)
+			s := e.Status()
+			t.Logf("%s (%s): %d points, %d rounds, %d conflicts, read %d MiB, sent %d MiB, lag %v, state %s, audit %q", s.Method, s.Reason, s.Epochs, s.Rounds, s.Conflicts, s.BytesRead>>20, s.SentSize>>20, s.Lag, s.State, s.LastAudit)
+			if s.LastAudit != "" || s.Retractions != 0 {
+				t.Errorf("an audit failed: %s", s.LastAudit)
+			}
+			if s.State != Continuous {
+				t.Errorf("state %s, want %s", s.State, Continuous)
+			}
+		})
+	}
+}
+
+// TestEngine_DiskFails takes the end of a disk away, silently and not, and wants
+// an error that names the disk and the place, and never zeros for what is gone.
+func TestEngine_DiskFails(t *testing.T) {
+	t.Run("unreadable", func(t *testing.T) {
+		l := fault.Loop(t, 8<<20)
+		disks := disksOf(t, l)
+		e := openEngine(t, Options{Disks: disks})
+		l.Truncate(t, 5<<20)
+		rep := newReplica(disks)
+		err := e.Run(t.Context(), rep, 0)
+		var disk *DiskError
+		if !errors.As(err, &disk) || disk.Disk != l.Path || disk.Op != "read" || disk.Offset < 5<<20 || !errors.Is(err, unix.EIO) {
+			t.Fatalf("got %v, want EIO of %s at or behind byte %d", err, l.Path, 5<<20)
+		}
+		if len(rep.points) != 0 {
+			t.Fatalf("a disk that cannot be read was committed: %v", rep.points)
+		}
+		if s := e.Status(); s.State != Stalled || !errors.Is(s.Err, unix.EIO) {
+			t.Fatalf("status is %s, %v", s.State, s.Err)
+		}
+	})
+	t.Run("shrinks", func(t *testing.T) {
+		l := fault.Loop(t, 8<<20)
+		disks := disksOf(t, l)
+		e := openEngine(t, Options{Disks: disks})
+		rep := newReplica(disks)
+		done := make(chan error, 1)
+		go func() { done <- e.Run(t.Context(), rep, 0) }()
+		waitPoint(t, rep)
+		l.Shrink(t, 4<<20)
+		if err := <-done; !errors.Is(err, ErrShrunk) {
+			t.Fatalf("got %v, want %v", err, ErrShrunk)
+		}
+	})
+}
+
+// TestEngine_SinkFails breaks every session after a few runs while the disk is
+// written to; sessions that each continue from the last must lose nothing.
+func TestEngine_SinkFails(t *testing.T) {
+	for _, noEBPF := range []bool{false, true} {
+		l := fault.Loop(t, 24<<20)
+		disks := disksOf(t, l)
+		f := openDirect(t, l.Path, 0)
+		e := openEngine(t, Options{Disks: disks, NoEBPF: noEBPF, Progress: 6 << 20})
+		rep := newReplica(disks)
+		buf := newBuffer()
+		r := rand.New(rand.NewPCG(7, 7))
+		for session := range 12 {
+			for range 40 {
+				buf[0], buf[1] = byte(session), byte(r.Uint32())
+				f.WriteAt(buf[:block.Size], r.Int64N(24<<20/block.Size)*block.Size)
+			}
+			left := 9
+			rep.putErr = func(block.Run) error {
+				if left--; left < 0 {
+					return errLost
+				}
+				return nil
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			err := e.Run(ctx, rep, rep.last())
+			cancel()
+			if !errors.Is(err, errLost) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+			rep.epoch = 0 // a new session starts its epoch afresh
+		}
+		rep.putErr = nil
+		start(t, e, rep, rep.last())
+		waitPoint(t, rep)
+		rep.differs(t, disks)
+	}
+}
+
+var errLost = io.ErrClosedPipe
