@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ type replica struct {
 	runs     int
 	onCommit func(point block.Point, flags block.Flags) // with mu held
 	putErr   func(run block.Run) error
-	ages     []time.Duration
+	keep     map[block.Seq]map[block.DiskID][]byte // contents at each point, for Retract; nil: not kept
+	withdrew []block.Seq
 }
 
 func newReplica(disks []block.Disk) *replica {
@@ -72,7 +74,7 @@ func (r *replica) Put(ctx context.Context, epoch block.Seq, ordinal uint64, run 
 func (r *replica) Commit(ctx context.Context, p block.Point, runs uint64, flags block.Flags) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p.Seq != r.last()+1 {
+	if p.Seq != r.last()+1 && len(r.withdrew) == 0 {
 		return fmt.Errorf("commit %v after %v", p.Seq, r.last())
 	}
 	if uint64(len(r.staged)) != runs {
@@ -90,9 +92,29 @@ func (r *replica) Commit(ctx context.Context, p block.Point, runs uint64, flags 
 	}
 	clear(r.staged)
 	r.points, r.flags = append(r.points, p), append(r.flags, flags)
-	r.ages = append(r.ages, time.Since(p.Time))
+	if r.keep != nil {
+		r.keep[p.Seq] = map[block.DiskID][]byte{}
+		for id, d := range r.disks {
+			r.keep[p.Seq][id] = bytes.Clone(d)
+		}
+	}
 	if r.onCommit != nil {
 		r.onCommit(p, flags)
+	}
+	return nil
+}
+
+func (r *replica) Retract(ctx context.Context, after block.Seq) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.withdrew = append(r.withdrew, after)
+	for len(r.points) > 0 && r.last() > after {
+		r.points, r.flags = r.points[:len(r.points)-1], r.flags[:len(r.flags)-1]
+	}
+	for id, d := range r.disks {
+		if clear(d); after > 0 {
+			copy(d, r.keep[after][id])
+		}
 	}
 	return nil
 }
@@ -341,6 +363,51 @@ func TestEngine_SinkFails(t *testing.T) {
 		start(t, e, rep, rep.last())
 		waitPoint(t, rep)
 		rep.differs(t, disks)
+	}
+}
+
+// TestEngine_Audit hides a write from the tracker, as a kernel that did not run
+// its programs would. The account with diskstats must show it, the points since
+// the last clean audit must go, and the replica must be right again.
+func TestEngine_Audit(t *testing.T) {
+	a, b := fault.Loop(t, 4<<20), fault.Loop(t, 4<<20)
+	disks := disksOf(t, a, b)
+	fa, fb := openDirect(t, a.Path, 0), openDirect(t, b.Path, 0)
+	e := openEngine(t, Options{Disks: disks})
+	rep := newReplica(disks)
+	rep.keep = map[block.Seq]map[block.DiskID][]byte{}
+	buf := newBuffer()[:block.Size]
+	write := func(f *os.File, at int64) {
+		buf[0]++
+		if _, err := f.WriteAt(buf, at*block.Size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(fa, 3)
+	stop := start(t, e, rep, 0)
+	for e.Status().Audited == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	write(fb, 5) // stands in a point that will be withdrawn
+	waitPoint(t, rep)
+	stop()
+	tr := e.tracker.(*kernelTracker)
+	write(fa, 100)
+	for tr.bpf.InFlight(0) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	tr.bpf.TakeDirty(0, tr.layout.words, func(int, uint64) {})
+	tr.base[0].counts.Bytes += block.Size
+	start(t, e, rep, rep.last())
+	for e.Status().Retractions == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	waitPoint(t, rep)
+	rep.differs(t, disks)
+	s := e.Status()
+	t.Logf("withdrawn after %v: %s", rep.withdrew, s.LastAudit)
+	if len(rep.withdrew) != 1 || s.Retractions != 1 {
+		t.Errorf("withdrawn %v, %d times", rep.withdrew, s.Retractions)
 	}
 }
 

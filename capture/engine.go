@@ -61,10 +61,11 @@ type Engine struct {
 	sleep func(ctx context.Context, d time.Duration) error
 
 	// Of Run's goroutine; a leg hands todo and staged out to its readers.
-	todo   *Set // to be read
-	staged *Set // read since the last commit
-	synced bool // every block has been committed once
-	clean  block.Seq
+	todo   *Set          // to be read
+	staged *Set          // read since the last commit
+	doubt  *Set          // committed since the last clean audit
+	synced bool          // every block has been committed once
+	clean  block.Seq     // the last point under a clean audit
 	next   time.Duration // the next pause
 
 	conflicts atomic.Int64
@@ -157,7 +158,7 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 	for range e.workers {
 		e.buffers = append(e.buffers, newBuffer())
 	}
-	e.todo, e.staged = newSet(&e.layout), newSet(&e.layout)
+	e.todo, e.staged, e.doubt = newSet(&e.layout), newSet(&e.layout), newSet(&e.layout)
 	for i, p := range e.layout.disks {
 		e.todo.Add(i, 0, p.granules)
 	}
@@ -177,7 +178,7 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	ep.point.Seq = last + 1
 	e.clean = min(e.clean, last)
 	e.next = e.pause
-	e.status.began(last)
+	e.status.began()
 	for {
 		if err := e.waitResumed(ctx); err != nil {
 			return err
@@ -196,7 +197,6 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 		case err != nil:
 			return err
 		case !settled:
-			e.status.unsettled()
 			if e.compare == nil {
 				continue // at once: every moment spent is one more conflict
 			}
@@ -238,18 +238,22 @@ func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error
 	if e.next = min(2*e.next, e.idle); ep.runs.Load() > 0 {
 		e.next = e.pause
 	}
+	e.doubt.addAll(e.staged)
 	e.staged.clear()
+	if a, ok := e.tracker.(interface{ audited() bool }); ok && flags.Has(block.Consistent) && a.audited() {
+		e.clean = ep.point.Seq
+		e.doubt.clear()
+	}
 	e.status.committed(e, ep.point, flags)
 	ep.point.Seq++
 	ep.runs.Store(0)
 	ep.bytes.Store(0)
-	if c, ok := e.tracker.(interface{ audited() bool }); ok && flags.Has(block.Consistent) && c.audited() {
-		e.clean = ep.point.Seq - 1
-	}
 	return nil
 }
 
-// mistrust withdraws the points that may lack a change and reads the disk whole.
+// mistrust withdraws the points that may lack a change. The disk is read whole,
+// and so is everything that the points withdrawn held of any disk: on the other
+// side it is again what it was before them.
 func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 	e.log.Error("withdrawing recovery points", "after", e.clean, "reason", a.Error())
 	e.status.mistrusted(a)
@@ -258,13 +262,18 @@ func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 			e.todo.Add(i, 0, p.granules)
 		}
 	}
+	if ep.point.Seq-1 <= e.clean {
+		return nil // there are none
+	}
+	e.todo.addAll(e.doubt)
 	r, ok := ep.sink.(Retractor)
-	if !ok || ep.point.Seq-1 <= e.clean {
-		return nil
+	if !ok {
+		return fmt.Errorf("the sink cannot withdraw points: %w", a)
 	}
 	if err := r.Retract(ctx, e.clean); err != nil {
 		return err
 	}
+	e.doubt.clear()
 	return nil
 }
 

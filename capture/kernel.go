@@ -13,9 +13,9 @@ import (
 )
 
 // maxBitmap is the most that the kernel's dirty bitmap may take, in bytes. With
-// the engine's two sets of the same size and the tables this keeps a server's
-// tracking under 160 MiB.
-const maxBitmap = 48 << 20
+// the engine's three sets of the same size and the tables this keeps a server's
+// tracking under 160 MiB; 1 TiB in blocks takes 32 MiB.
+const maxBitmap = 36 << 20
 
 // kernelShift is the finest granularity whose bitmap is small enough.
 func kernelShift(disks []block.Disk) (shift uint) {
@@ -48,10 +48,17 @@ type kernelTracker struct {
 	proof string
 }
 
-// A baseline is what stood in the counters when a disk's account was last opened.
-type baseline struct {
+// An observation is a disk's counters on both sides at one moment.
+type observation struct {
 	stats  diskstats
 	counts bpf.Counters
+}
+
+// A baseline is the observation at which a disk's account was last opened.
+type baseline struct {
+	observation
+	before observation // at the audit before
+	lost   bool        // a completion is known to be missing in counts
 }
 
 func newKernelTracker(ctx context.Context, sysfs string, sources []*source, l *layout) (_ *kernelTracker, err error) {
@@ -147,7 +154,7 @@ func (t *kernelTracker) open(i int) error {
 		if err != nil {
 			return fmt.Errorf("audit %s: %w", s.disk.Name, err)
 		}
-		t.base[i] = baseline{st, before}
+		t.base[i] = baseline{observation: observation{st, before}}
 		if t.bpf.Counters(i) == before && st.inFlight == 0 && t.bpf.InFlight(i) == 0 {
 			return nil
 		}
@@ -243,41 +250,15 @@ func (t *kernelTracker) audit() error {
 		return &AuditError{Disk: -1, Reason: "the kernel skipped a tracking program (recursion)"}
 	}
 	quiet, proven := 0, false
-	for i, s := range t.sources {
-		before := t.bpf.Counters(i)
-		st, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
+	for i := range t.sources {
+		ok, err := t.auditDisk(i)
 		if err != nil {
-			return &DiskError{Disk: s.disk.Name, Op: "audit", Err: err}
+			return err
 		}
-		if st.inFlight != 0 || before != t.bpf.Counters(i) {
-			continue
+		if ok {
+			quiet++
+			proven = proven || t.bpf.Counters(i).Bytes > 0
 		}
-		if t.bpf.InFlight(i) > 0 {
-			if t.bpf.Sweep(i); t.bpf.Counters(i) != before {
-				continue
-			}
-		}
-		base := t.base[i]
-		if base.stats.inFlight != 0 {
-			if err := t.open(i); err != nil {
-				return err
-			}
-			continue
-		}
-		kernel, seen := st.bytes-base.stats.bytes, before.Bytes-base.counts.Bytes
-		if kernel != seen && !t.stillMoving(i, before, st) {
-			if kernel > seen && before.LostCompletions > base.counts.LostCompletions {
-				// Completions that never came are known, and their blocks marked: only the
-				// sum is short of them. The account starts anew.
-			} else {
-				return errors.Join(&AuditError{Disk: i, Reason: fmt.Sprintf("%d bytes were written, %d seen", kernel, seen)}, t.open(i))
-			}
-			if err := t.open(i); err != nil {
-				return err
-			}
-		}
-		quiet++
-		proven = proven || seen > 0
 	}
 	t.clean = quiet == len(t.sources)
 	if proven {
@@ -286,6 +267,43 @@ func (t *kernelTracker) audit() error {
 		t.mu.Unlock()
 	}
 	return nil
+}
+
+// auditDisk reports whether the disk was quiet enough to be audited; an error
+// says that its account is wrong.
+func (t *kernelTracker) auditDisk(i int) (bool, error) {
+	s, base := t.sources[i], &t.base[i]
+	counts := t.bpf.Counters(i)
+	st, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
+	if err != nil {
+		return false, &DiskError{Disk: s.disk.Name, Op: "audit", Err: err}
+	}
+	if st.inFlight != 0 || counts != t.bpf.Counters(i) {
+		return false, nil
+	}
+	// Nothing has happened since the audit before, so what still stands in the
+	// pending table is no request.
+	if now := (observation{st, counts}); now == base.before {
+		base.lost = t.bpf.Sweep(i) > 0 || base.lost
+	} else {
+		base.before = now
+	}
+	if base.stats.inFlight != 0 { // the account could not be opened yet
+		return false, t.open(i)
+	}
+	kernel, seen := st.bytes-base.stats.bytes, counts.Bytes-base.counts.Bytes
+	if kernel == seen || t.stillMoving(i, counts, st) {
+		return kernel == seen, nil
+	}
+	if kernel > seen && t.bpf.InFlight(i) > 0 {
+		return false, nil // a completion is missing; the next quiet audit will know
+	}
+	if kernel > seen && (base.lost || counts.LostCompletions > base.counts.LostCompletions) {
+		// Completions that never came are known and their blocks marked: only the sum
+		// is short of them. The account starts anew.
+		return true, t.open(i)
+	}
+	return false, errors.Join(&AuditError{Disk: i, Reason: fmt.Sprintf("%d bytes were written, %d seen", kernel, seen)}, t.open(i))
 }
 
 // stillMoving reports whether a disk that looked quiet was not: between a

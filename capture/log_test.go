@@ -120,6 +120,7 @@ func TestEngine_PointAge(t *testing.T) {
 	e := openEngine(t, Options{Disks: disks})
 	rep := newReplica(disks)
 	start(t, e, rep, 0)
+	waitPoint(t, rep) // as old as the first copy took
 	waitPoint(t, rep)
 	var over atomic.Bool
 	var written atomic.Int64

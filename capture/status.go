@@ -52,7 +52,8 @@ type Status struct {
 
 	Epochs, Rounds, Conflicts uint64
 	Retractions               uint64
-	LastAudit                 string // the last audit that failed, if any
+	LastAudit                 string    // the last audit that failed, if any
+	Audited                   block.Seq // the last point under an audit that was clean for every disk
 }
 
 // status is the engine's account of itself.
@@ -64,15 +65,14 @@ type status struct {
 	running    bool
 	err        error
 	point      block.Point
-	progress   block.Seq
 	replicated []int64
-	began0     time.Time // of this Run
 	lastTry    time.Time // when the rounds without a point began
 	epochs     uint64
 	rounds     uint64
 	conflicts  uint64
 	retracts   uint64
 	audit      string
+	audited    block.Seq
 	synced     bool
 	reads      meter
 	sends      meter
@@ -86,10 +86,10 @@ func (s *status) init(e *Engine) {
 	}
 }
 
-func (s *status) began(last block.Seq) {
+func (s *status) began() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running, s.err, s.began0, s.lastTry = true, nil, time.Now(), time.Now()
+	s.running, s.err, s.lastTry = true, nil, time.Now()
 }
 
 func (s *status) ended(err error) {
@@ -122,8 +122,6 @@ func (s *status) conflicted(n int64) {
 	s.mu.Unlock()
 }
 
-func (s *status) unsettled() {}
-
 func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,6 +131,7 @@ func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 			s.replicated[i] = d.Size - min(d.Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size)
 		}
 	}
+	s.audited = e.clean
 	if flags.Has(block.Consistent) {
 		s.point, s.lastTry, s.synced = p, time.Now(), true
 		s.epochs++
@@ -176,7 +175,7 @@ func (e *Engine) Status() Status {
 	out := Status{
 		Err: s.err, Point: s.point, Lag: lag(now, s.point.Time),
 		BytesRead: s.bytesRead.Load(), SentSize: s.bytesSent.Load(),
-		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit,
+		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit, Audited: s.audited,
 	}
 	out.Method, out.Reason = e.tracker.Method()
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)

@@ -105,6 +105,7 @@ func (s *Server) end(f func()) {
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
+	s.cancel() // first: it tells Serve why its listener ends
 	for l := range s.listeners {
 		l.Close()
 	}
@@ -114,7 +115,6 @@ func (s *Server) Close() error {
 		}
 	}
 	s.mu.Unlock()
-	s.cancel()
 	s.running.Wait()
 	return nil
 }
