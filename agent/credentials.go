@@ -44,7 +44,7 @@ func (c Credentials) fixed(context.Context) (aws.Credentials, error) {
 type identity struct {
 	dir    stateDir
 	server string // source server id
-	client *client
+	client *awsapi.Client
 	log    *slog.Logger
 	now    func() time.Time
 	share  float64 // of a certificate's life after which it is renewed
@@ -78,7 +78,7 @@ func openIdentity(dir stateDir, config Config, log *slog.Logger) (*identity, err
 		return nil, fmt.Errorf("read certificate %s: it names %v, not source server %s: %w", dir.path(pairFile), name, config.SourceServerID, errors.Join(ca.ErrName, err))
 	}
 	id := &identity{dir: dir, server: config.SourceServerID, log: log, now: time.Now, share: renewShare, pair: pair}
-	id.client = newClient(config.Endpoint, config.Region, ca.Endpoint{Root: root, Certificate: id.certificate}, id.credentials)
+	id.client = newClient(config.Endpoint, config.Region, ca.Endpoint{Root: root, Certificate: id.certificate}, aws.CredentialsProviderFunc(id.credentials), 1)
 	return id, nil
 }
 
@@ -97,7 +97,7 @@ func (id *identity) credentials(ctx context.Context) (aws.Credentials, error) {
 	if s.keys.HasKeys() && id.now().Before(s.keys.Expires) {
 		return s.keys, nil
 	}
-	out, err := call(ctx, id.client, formgn.CreateSessionForMgn, &formgn.CreateSessionForMgnRequest{})
+	out, err := awsapi.Call(ctx, id.client, formgn.CreateSessionForMgn, &formgn.CreateSessionForMgnRequest{})
 	if err != nil {
 		return aws.Credentials{}, err
 	}
@@ -118,25 +118,6 @@ func (id *identity) forget() {
 	id.session.Lock()
 	defer id.session.Unlock()
 	id.session.keys = aws.Credentials{}
-}
-
-// ask makes a call with the session, once more with a new one if the service
-// does not take the one there is.
-func ask[In, Out any](ctx context.Context, id *identity, op *awsapi.Op[In, Out], in *In) (*Out, error) {
-	out, err := call(ctx, id.client, op, in)
-	if e := (*APIError)(nil); errors.As(err, &e) && e.Operation == op.Name && staleSession(e.Name) {
-		id.forget()
-		return call(ctx, id.client, op, in)
-	}
-	return out, err
-}
-
-func staleSession(name string) bool {
-	switch name {
-	case "UnrecognizedClientException", "ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException":
-		return true
-	}
-	return false
 }
 
 // renewals renews the certificate in time until ctx ends.
@@ -184,7 +165,7 @@ func (id *identity) renew(ctx context.Context) error {
 	id.mu.Lock()
 	id.pair = pair
 	id.mu.Unlock()
-	id.client.close()
+	id.client.Close()
 	id.log.Info("certificate renewed", "serial", ca.Serial(pair.Leaf), "notAfter", pair.Leaf.NotAfter)
 	return nil
 }

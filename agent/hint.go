@@ -12,12 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rehost/awsapi"
 	"rehost/ca"
 	"rehost/capture"
 	"rehost/wire"
 )
-
-const skewAllowed = 5 * time.Minute
 
 // ErrNotRoot says that the agent needs privileges that this process has not.
 var ErrNotRoot = errors.New("the agent reads disks and traces the kernel, for which it must be root")
@@ -27,7 +26,7 @@ var ErrNotRoot = errors.New("the agent reads disks and traces the kernel, for wh
 func Hint(err error) string {
 	var connect *connectError
 	var refused *wire.RefusedError
-	var api *APIError
+	var api *awsapi.CallError
 	switch {
 	case errors.Is(err, ErrNotRoot):
 		return "run it with sudo"
@@ -44,7 +43,7 @@ func Hint(err error) string {
 	case errors.As(err, &refused):
 		return refused.Hint
 	case errors.As(err, &api):
-		return api.hint()
+		return callHint(api)
 	case errors.Is(err, ca.ErrFingerprint):
 		return "compare --ca-fingerprint with what the service prints at its start; if it is right, someone answers in the service's place"
 	}
@@ -54,30 +53,27 @@ func Hint(err error) string {
 	return networkHint(err, errors.As(err, &connect))
 }
 
-func (e *APIError) hint() string {
-	if e.Skew > skewAllowed || e.Skew < -skewAllowed {
-		side, by := "ahead of", e.Skew
-		if by < 0 {
-			side, by = "behind", -by
-		}
-		return fmt.Sprintf("this machine's clock is %v %s the service's: set it (chronyc makestep, ntpdate), then try again", by, side)
+// callHint is about what the service answered.
+func callHint(e *awsapi.CallError) string {
+	if e.Hint != "" {
+		return e.Hint
 	}
 	switch e.Name {
-	case "UnrecognizedClientException", "InvalidClientTokenId":
+	case awsapi.UnrecognizedClient:
 		if e.Operation == "CreateSessionForMgn" {
 			return "the service does not take this agent's certificate: it was revoked, or issued by another service"
 		}
 		return "there is no such access key: check --aws-access-key-id, and that the key is active; temporary keys (ASIA...) need their session token"
-	case "InvalidSignatureException", "SignatureDoesNotMatch":
+	case awsapi.InvalidSignature:
 		return "the secret access key does not belong to the access key id, or --region is not the service's"
-	case "ExpiredTokenException", "ExpiredToken":
+	case awsapi.ExpiredToken:
 		return "the credentials have expired: make new ones"
-	case "AccessDeniedException":
+	case awsapi.AccessDenied:
 		if e.Operation == "CreateSessionForMgn" {
 			return "the source server was disconnected, or its certificate revoked; to replicate this machine again, install again"
 		}
 		return "the installing user needs the policy AWSApplicationMigrationAgentInstallationPolicy; a key that was made for one installation may have run out"
-	case "UninitializedAccountException":
+	case awsapi.Uninitialized:
 		return "initialize the service first: aws mgn initialize-service"
 	}
 	return ""

@@ -12,6 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/block"
 	"rehost/ca"
@@ -78,9 +81,9 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 		return nil, err
 	}
 	o.probe(disks)
-	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Root: root}, o.Credentials.fixed)
-	defer c.close()
-	if _, err := call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{}); err != nil {
+	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Root: root}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
+	defer c.Close()
+	if _, err := awsapi.Call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{}); err != nil {
 		return nil, err
 	}
 	config, registered, err := o.register(ctx, c, disks)
@@ -216,7 +219,7 @@ func (o *InstallOptions) probe(disks []Device) {
 	o.say("This kernel tracks changes (eBPF): no module, no restart.")
 }
 
-func (o *InstallOptions) register(ctx context.Context, c *client, disks []Device) (config Config, out *formgn.RegisterAgentForMgnResponse, err error) {
+func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks []Device) (config Config, out *formgn.RegisterAgentForMgnResponse, err error) {
 	properties, err := o.Machine.Properties()
 	if err != nil {
 		return config, nil, err
@@ -236,7 +239,7 @@ func (o *InstallOptions) register(ctx context.Context, c *client, disks []Device
 	if o.UserProvidedID != "" {
 		in.UserProvidedID = &o.UserProvidedID
 	}
-	if out, err = call(ctx, c, formgn.RegisterAgentForMgn, in); err != nil {
+	if out, err = awsapi.Call(ctx, c, formgn.RegisterAgentForMgn, in); err != nil {
 		return config, nil, err
 	}
 	return Config{
@@ -246,12 +249,12 @@ func (o *InstallOptions) register(ctx context.Context, c *client, disks []Device
 }
 
 // enrol makes the agent's key, which never leaves this machine, and has it certified.
-func enrol(ctx context.Context, c *client, server string) (tls.Certificate, error) {
+func enrol(ctx context.Context, c *awsapi.Client, server string) (tls.Certificate, error) {
 	key, text, err := newRequest()
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	out, err := call(ctx, c, formgn.IssueClientCertificateForMgn, &formgn.IssueClientCertificateForMgnRequest{
+	out, err := awsapi.Call(ctx, c, formgn.IssueClientCertificateForMgn, &formgn.IssueClientCertificateForMgnRequest{
 		SourceServerID: server, CertificateSigningRequest: text})
 	if err != nil {
 		return tls.Certificate{}, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 
+	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/capture"
 	"rehost/wire"
@@ -75,7 +76,7 @@ func replicationError(err error) formgn.ReplicationError {
 	var disk *capture.DiskError
 	var missing *missingError
 	var refused *wire.RefusedError
-	var api *APIError
+	var api *awsapi.CallError
 	switch {
 	case errors.As(err, &disk), errors.As(err, &missing), errors.Is(err, capture.ErrBadDevice):
 		return formgn.ReplicationErrorFailedToStartDataTransfer

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/block"
 	"rehost/capture"
@@ -150,7 +151,7 @@ func (a *agent) run(ctx context.Context) error {
 	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })
 	a.log.Info("agent started", "server", a.config.SourceServerID, "version", Version)
 	all.Wait()
-	defer a.identity.client.close()
+	defer a.identity.client.Close()
 	if cause := context.Cause(ctx); errors.Is(cause, errUninstall) {
 		return a.uninstall()
 	}
@@ -227,11 +228,11 @@ func (a *agent) remember(p pairing) {
 // the agent could not be told: both who it talks to say so, each proven by its
 // certificate. One alone may be mistaken, and a key is not made anew.
 func (a *agent) disowned(err error) bool {
-	var refused *APIError
+	var refused *awsapi.CallError
 	var ended *wire.RefusedError
 	failure, _, _ := a.board.read()
 	return errors.As(err, &refused) && refused.Operation == formgn.CreateSessionForMgn.Name && refused.Status/100 == 4 &&
-		(refused.Name == "AccessDeniedException" || refused.Name == "UnrecognizedClientException") &&
+		(refused.Name == awsapi.AccessDenied || refused.Name == awsapi.UnrecognizedClient) &&
 		errors.As(failure, &ended) && ended.Code == wire.Disconnected
 }
 
