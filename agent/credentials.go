@@ -127,7 +127,7 @@ func (id *identity) renewals(ctx context.Context) {
 		leaf := pair.Leaf
 		if wait == 0 {
 			life := leaf.NotAfter.Sub(leaf.NotBefore)
-			at := leaf.NotBefore.Add(time.Duration(float64(life) * (id.share + 0.1*rand.Float64()*(1-id.share))))
+			at := leaf.NotBefore.Add(time.Duration(float64(life) * id.share * (1 + 0.1*rand.Float64())))
 			wait = at.Sub(id.now())
 		}
 		if pause(ctx, max(wait, shortest)) != nil {

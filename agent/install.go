@@ -167,6 +167,7 @@ func (o *InstallOptions) complete() (err error) {
 			return fmt.Errorf("ask for --ca-fingerprint: %w", err)
 		}
 	}
+	o.CAFingerprint = normalFingerprint(o.CAFingerprint)
 	o.Endpoint, err = ParseEndpoint(o.Endpoint)
 	return err
 }

@@ -111,7 +111,7 @@ func (s *shipper) run(ctx context.Context, send func(context.Context, []formgn.L
 }
 
 // secrets are things that look like keys, tokens and private keys.
-var secrets = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)|(?i:(secret|token|password|signature|x-amz-security-token)["']?\s*[=:]\s*["']?)[^\s"',&]+|[A-Za-z0-9/+]{40,}={0,2}`)
+var secrets = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)|(?i:\w*(secret|token|password|signature|x-amz-security-token)\w*["']?\s*[=:]\s*["']?)[^\s"',&]+|[A-Za-z0-9/+]{40,}={0,2}`)
 
 // redact takes secrets out of a text that is to leave the machine.
 func redact(text string) string { return secrets.ReplaceAllString(text, awsapi.Redacted) }

@@ -32,7 +32,7 @@ func loadRoot(path string) (*x509.Certificate, error) {
 func findRoot(ctx context.Context, endpoint, file, fingerprint string) (*x509.Certificate, error) {
 	if file != "" {
 		root, err := loadRoot(file)
-		if err == nil && fingerprint != "" && ca.Fingerprint(root) != normalFingerprint(fingerprint) {
+		if err == nil && fingerprint != "" && ca.Fingerprint(root) != fingerprint {
 			err = fmt.Errorf("read certificate authority %s: %w", file, ca.ErrFingerprint)
 		}
 		return root, err

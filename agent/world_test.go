@@ -455,3 +455,5 @@ func serialOf(id *identity) string {
 	pair, _ := id.certificate()
 	return ca.Serial(pair.Leaf)
 }
+
+func testLog(w *world) *slog.Logger { return slog.New(slog.NewTextHandler(w.agentLog, nil)) }
