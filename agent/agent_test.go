@@ -30,6 +30,11 @@ func TestAgent_Story(t *testing.T) {
 	})
 	w.scribble(0, 0, diskSize)
 	w.equal("after writes")
+	w.mu.Lock()
+	if p := w.properties; p == nil || *p.Kernel == "" || *p.Hostname == "" || *p.RamBytes == 0 || len(p.Cpus) == 0 || len(p.Disks) != 2 {
+		t.Errorf("got properties %+v", p)
+	}
+	w.mu.Unlock()
 
 	w.say(formgn.AgentCommandPause)
 	w.wait("pause", func() bool { s, err := ReadStatus(w.state); return err == nil && s.State == "PAUSED" })
@@ -198,7 +203,7 @@ func TestAgent_Killed(t *testing.T) {
 	seed := mrand.Uint64()
 	r := mrand.New(mrand.NewPCG(seed, 1))
 	t.Logf("seed %d", seed)
-	times := 30
+	times := 24
 	if testing.Short() {
 		times = 5
 	}
@@ -213,7 +218,7 @@ func TestAgent_Killed(t *testing.T) {
 	}
 	for i := range times {
 		cmd := start()
-		for end := time.Now().Add(time.Duration(r.IntN(1200)) * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(time.Duration(r.IntN(1500)) * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			if r.IntN(8) == 0 {
 				w.scribble(r.IntN(2), 0, diskSize)
 			}

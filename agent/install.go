@@ -245,7 +245,7 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, NoReplication: o.NoReplication, Service: o.Service, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, Installed: time.Now().UTC(),
 	}, out, nil
 }
 

@@ -57,6 +57,11 @@ func TestInstall_Program(t *testing.T) {
 		t.Fatal("no agent runs")
 	}
 	w.keyNowhere(first)
+	if kib := residentKiB(t, first); kib > 250<<10 {
+		t.Errorf("the agent uses %d KiB", kib)
+	} else {
+		t.Logf("the agent uses %d KiB", kib)
+	}
 	if out, err = run("status"); err != nil || !strings.Contains(out, "running, pid") || !strings.Contains(out, w.disks[1].Path) {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -224,8 +229,8 @@ func TestInstall_FailsLate(t *testing.T) {
 	config := Config{Version: 99} // cannot be run: the agent ends at once
 	o.Service = ServiceDetached
 	config.Service = o.Service
-	if err := o.settle(t.Context(), config, w.authority.Root(), pair); err == nil {
-		t.Fatal("settled")
+	if err := o.settle(t.Context(), config, w.authority.Root(), pair); err == nil || !strings.Contains(err.Error(), "ended at once") {
+		t.Fatalf("got %v", err)
 	}
 	if _, err := os.Stat(w.state); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("something is left: %v", err)
@@ -351,4 +356,17 @@ func TestStatus_Print(t *testing.T) {
 	if err := s.Print(&b); err != nil || !strings.Contains(b.String(), "[#######.......................]  25.0 %  1.0 GiB of 4.0 GiB") {
 		t.Errorf("%v:\n%s", err, b.String())
 	}
+}
+
+func residentKiB(t *testing.T, pid int) (n int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	if _, err := fmt.Sscan(rest, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

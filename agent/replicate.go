@@ -67,6 +67,7 @@ type replication struct {
 	dial func(ctx context.Context, p pairing) (session, error)
 	pair func(ctx context.Context, p pairing) (pairing, error) // asks the service anew
 	note func(failure error)
+	keep func() // what is wanted has changed
 	now  func() time.Time
 
 	mu      sync.Mutex // guards:
@@ -78,8 +79,9 @@ type replication struct {
 
 func (r *replication) init(p pairing) { r.want, r.changed = p, make(chan struct{}) }
 
-// command says what is wanted. Retry ends a delay at once.
-func (r *replication) command(name string, throttling int64, retry bool) (p pairing, changed bool) {
+// command says what is wanted, and returns whether that is news. Retry ends a
+// delay at once.
+func (r *replication) command(name string, throttling int64, retry bool) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	changed = r.want.Command != name || r.want.Throttling != throttling
@@ -92,7 +94,7 @@ func (r *replication) command(name string, throttling int64, retry bool) (p pair
 	if r.engine != nil {
 		obey(r.engine, r.want)
 	}
-	return r.want, changed
+	return changed
 }
 
 // obey makes an engine do what can be done while it runs.
@@ -208,6 +210,7 @@ func (r *replication) session(ctx context.Context, want pairing) error {
 	r.mu.Lock()
 	r.want.Generation = s.Generation()
 	r.mu.Unlock()
+	r.keep()
 	r.note(nil)
 	r.log.Info("connected to the replication server", "address", p.Address, "replicator", p.Replicator, "generation", s.Generation(), "last", s.Last().Seq)
 	return r.feed(ctx, s)

@@ -58,6 +58,7 @@ type agent struct {
 
 	board       board
 	replication replication
+	keeping     sync.Mutex // held while what the service wants is written
 
 	stop context.CancelCauseFunc
 }
@@ -134,7 +135,7 @@ func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
 	if o.renewShare > 0 {
 		a.identity.share = o.renewShare
 	}
-	a.replication = replication{log: a.log, open: a.openCapture, dial: a.dialWire, pair: a.pair, note: a.noteFailure, now: time.Now}
+	a.replication = replication{log: a.log, open: a.openCapture, dial: a.dialWire, pair: a.pair, note: a.noteFailure, keep: a.remember, now: time.Now}
 	a.replication.init(p)
 	a.board.setPairing(p)
 	return a, nil
@@ -163,7 +164,7 @@ var errUninstall = errors.New("told to uninstall")
 
 // commands asks what to do, every few seconds, and less often while nobody answers.
 func (a *agent) commands(ctx context.Context) {
-	delay := time.Duration(0)
+	delay, told := time.Duration(0), false
 	for {
 		if pause(ctx, delay/2+rand.N(delay/2+1)) != nil {
 			return
@@ -196,7 +197,26 @@ func (a *agent) commands(ctx context.Context) {
 			return
 		}
 		a.obey(out)
+		if !told {
+			told = a.tellProperties(ctx)
+		}
 	}
+}
+
+// tellProperties sends the inventory, which may be another since the last start.
+func (a *agent) tellProperties(ctx context.Context) bool {
+	p, err := a.options.Machine.Properties()
+	if err != nil {
+		a.log.Warn("inventory is not complete", "err", err)
+		return true
+	}
+	p.Disks = inventoryDisks(a.config.Disks)
+	if all, _, err := selectDevices(a.system, nil, false); err == nil && !a.config.Forced {
+		p.Disks = inventoryDisks(all)
+	}
+	_, err = ask(ctx, a.identity, formgn.UpdateAgentSourcePropertiesForMgn, &formgn.UpdateAgentSourcePropertiesForMgnRequest{
+		SourceServerID: a.config.SourceServerID, SourceProperties: p})
+	return err == nil
 }
 
 // obey passes a command on, and keeps it for a start without the service.
@@ -209,15 +229,21 @@ func (a *agent) obey(out *formgn.GetAgentCommandForMgnResponse) {
 	if out.BandwidthThrottling != nil {
 		throttling = *out.BandwidthThrottling
 	}
-	p, changed := a.replication.command(name, throttling, out.Retry != nil && *out.Retry)
-	if !changed {
+	if !a.replication.command(name, throttling, out.Retry != nil && *out.Retry) {
 		return
 	}
 	a.log.Info("the service says", "command", name, "bandwidthThrottling", throttling)
-	a.remember(p)
+	a.remember()
 }
 
-func (a *agent) remember(p pairing) {
+// remember keeps what the service wants as it is now, for a start without it.
+func (a *agent) remember() {
+	a.keeping.Lock()
+	defer a.keeping.Unlock()
+	p, _ := a.replication.wanted()
+	if _, _, kept := a.board.read(); kept.Command == p.Command && kept.Throttling == p.Throttling && kept.Generation == p.Generation && same(kept, p) {
+		return
+	}
 	a.board.setPairing(p)
 	if err := a.dir.save(pairingFile, p); err != nil {
 		a.log.Error("what the service said is not kept", "err", err)
@@ -249,10 +275,6 @@ func (a *agent) pair(ctx context.Context, old pairing) (pairing, error) {
 	if !p.ready() {
 		return old, errNotPaired
 	}
-	if same(old, p) {
-		return p, nil
-	}
-	a.remember(p)
 	return p, nil
 }
 

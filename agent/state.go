@@ -53,8 +53,9 @@ type Config struct {
 	Endpoint       string    `json:"endpoint"` // https://host:port
 	Region         string    `json:"region"`
 	SourceServerID string    `json:"sourceServerID"`
-	MachineID      string    `json:"machineID"` // see [Machine]
-	Disks          []Device  `json:"disks"`     // chosen for replication
+	MachineID      string    `json:"machineID"`        // see [Machine]
+	Disks          []Device  `json:"disks"`            // chosen for replication
+	Forced         bool      `json:"forced,omitempty"` // nothing but Disks is looked for
 	NoReplication  bool      `json:"noReplication,omitempty"`
 	Service        string    `json:"service"` // systemd, detached or none
 	Installed      time.Time `json:"installed"`

@@ -42,6 +42,10 @@ const (
 const runVariable = "REHOST_AGENT_TEST_RUN"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 3 && os.Args[1] == "run" { // started by an installation of this very program
+		fmt.Fprintln(os.Stderr, Run(context.Background(), RunOptions{StateDir: os.Args[3]}))
+		os.Exit(3)
+	}
 	if dir := os.Getenv(runVariable); dir != "" {
 		err := Run(context.Background(), RunOptions{StateDir: dir, poll: 100 * time.Millisecond, report: 100 * time.Millisecond})
 		fmt.Fprintln(os.Stderr, err)
@@ -89,6 +93,7 @@ type world struct {
 	confirmed  bool
 	sessions   int
 	tags       formgn.TagsMap
+	properties *formgn.SourceProperties
 }
 
 type lockedBuffer struct {
@@ -318,6 +323,12 @@ func (w *world) handle() {
 		defer w.mu.Unlock()
 		w.reports = append(w.reports, *in)
 		w.confirmed = w.confirmed || in.State == formgn.DataReplicationStateDisconnected
+		return nil, nil
+	})
+	awsapi.Handle(w.api, formgn.UpdateAgentSourcePropertiesForMgn, func(_ ctx, in *formgn.UpdateAgentSourcePropertiesForMgnRequest) (*formgn.UpdateAgentSourcePropertiesForMgnResponse, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.properties = in.SourceProperties
 		return nil, nil
 	})
 	awsapi.Handle(w.api, formgn.SendAgentLogsForMgn, func(_ ctx, in *formgn.SendAgentLogsForMgnRequest) (*formgn.SendAgentLogsForMgnResponse, error) {
