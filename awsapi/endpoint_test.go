@@ -36,6 +36,7 @@ type endpoint struct {
 	api       *awsapi.Server
 	directory *identity.Directory
 	admin     identity.Credentials
+	authority *authority
 	log       *lockedBuffer
 	now       func() time.Time
 }
@@ -65,7 +66,7 @@ func newEndpoint(t testing.TB, change ...func(*awsapi.Options)) *endpoint {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &endpoint{log: new(lockedBuffer), now: time.Now}
+	e := &endpoint{log: new(lockedBuffer), now: time.Now, authority: newAuthority(t)}
 	clock := func() time.Time { return e.now() }
 	e.directory, err = identity.Open(context.Background(), identity.Options{Store: identity.NewMemoryStore(), Key: key, Now: clock})
 	if err != nil {
@@ -81,7 +82,9 @@ func newEndpoint(t testing.TB, change ...func(*awsapi.Options)) *endpoint {
 	e.api = awsapi.New(o, mgn.Service, formgn.Service)
 	e.Server = httptest.NewUnstartedServer(e.api)
 	e.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(e.log, nil), slog.LevelInfo)
-	e.TLS = &tls.Config{ClientAuth: tls.VerifyClientCertIfGiven}
+	clients := x509.NewCertPool()
+	clients.AddCert(e.authority.certificate)
+	e.TLS = &tls.Config{ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: clients}
 	e.StartTLS()
 	t.Cleanup(e.Close)
 	return e

@@ -184,6 +184,9 @@ func TestEndpoint_NothingIsResumed(t *testing.T) {
 func TestEndpoint_Policy(t *testing.T) {
 	a := authority(t, ca.Options{})
 	server := ca.Endpoint{Root: a.Root(), Certificate: ca.Fixed(must(a.IssueReplicationServer(serverID)))}.ServerConfig(ca.SourceServer)
+	if server.MinVersion != tls.VersionTLS12 { // its ciphers forbid older versions too: belt and braces
+		t.Errorf("oldest version is %x", server.MinVersion)
+	}
 	client := func(min, max uint16, suites ...uint16) error {
 		c := ca.Endpoint{Root: a.Root(), Certificate: ca.Fixed(agent(t, a, agentID))}.ClientConfig(replicator)
 		c.MinVersion, c.MaxVersion, c.CipherSuites = min, max, suites
@@ -211,14 +214,8 @@ func TestEndpoint_Policy(t *testing.T) {
 	}
 }
 
-// TestEndpoint_OpenSSL asks a foreign implementation the same.
-func TestEndpoint_OpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		t.Skip("openssl is not installed: the policy was tested with crypto/tls only")
-	}
-	a := authority(t, ca.Options{})
-	config := ca.Endpoint{Root: a.Root(), Certificate: ca.Fixed(must(a.IssueService(nil, nil)))}.OptionalConfig()
+// greeter shakes hands with whoever comes, until the test ends.
+func greeter(t *testing.T, config *tls.Config) (address string) {
 	l := must(tls.Listen("tcp", "127.0.0.1:0", config))
 	done := make(chan struct{})
 	go func() {
@@ -233,7 +230,19 @@ func TestEndpoint_OpenSSL(t *testing.T) {
 			c.Close()
 		}
 	}()
-	defer func() { l.Close(); <-done }()
+	t.Cleanup(func() { l.Close(); <-done })
+	return l.Addr().String()
+}
+
+// TestEndpoint_OpenSSL asks a foreign implementation the same.
+func TestEndpoint_OpenSSL(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("openssl is not installed: the policy was tested with crypto/tls only")
+	}
+	a := authority(t, ca.Options{})
+	config := ca.Endpoint{Root: a.Root(), Certificate: ca.Fixed(must(a.IssueService(nil, nil)))}.OptionalConfig()
+	address := greeter(t, config)
 	for _, c := range []struct {
 		args string
 		ok   bool
@@ -249,7 +258,7 @@ func TestEndpoint_OpenSSL(t *testing.T) {
 		{"-tls1 -cipher ALL:@SECLEVEL=0", false},
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		cmd := exec.CommandContext(ctx, openssl, append([]string{"s_client", "-connect", l.Addr().String()}, strings.Fields(c.args)...)...)
+		cmd := exec.CommandContext(ctx, openssl, append([]string{"s_client", "-connect", address}, strings.Fields(c.args)...)...)
 		out, _ := cmd.CombinedOutput()
 		cancel()
 		if ok := strings.Contains(string(out), "Cipher is ") && !strings.Contains(string(out), "Cipher is (NONE)"); ok != c.ok {
@@ -261,22 +270,7 @@ func TestEndpoint_OpenSSL(t *testing.T) {
 func TestFetchRoot(t *testing.T) {
 	a, foreign := authority(t, ca.Options{}), authority(t, ca.Options{})
 	serve := func(cert tls.Certificate) (address string) {
-		l := must(tls.Listen("tcp", "127.0.0.1:0", ca.Endpoint{Root: a.Root(), Certificate: ca.Fixed(cert)}.OptionalConfig()))
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				c.SetDeadline(time.Now().Add(5 * time.Second))
-				c.(*tls.Conn).Handshake()
-				c.Close()
-			}
-		}()
-		t.Cleanup(func() { l.Close(); <-done })
-		return l.Addr().String()
+		return greeter(t, ca.Endpoint{Root: a.Root(), Certificate: ca.Fixed(cert)}.OptionalConfig())
 	}
 	good := serve(must(a.IssueService(nil, nil)))
 	for _, print := range []string{a.Fingerprint(), strings.ToUpper(a.Fingerprint()), a.Fingerprint()[:2] + ":" + a.Fingerprint()[2:]} {

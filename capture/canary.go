@@ -18,6 +18,7 @@ const canaryBlocks = 256
 // the kernel runs the programs at all. The user's disks are never written.
 type canary struct {
 	disk   bpf.Disk
+	shift  uint
 	file   *os.File
 	device *loop.Device
 }
@@ -29,7 +30,7 @@ func newCanary(sysfs string, l *layout) (_ *canary, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a canary: %w", err)
 	}
-	c := &canary{file: os.NewFile(uintptr(fd), "canary")}
+	c := &canary{shift: l.shift, file: os.NewFile(uintptr(fd), "canary")}
 	defer func() {
 		if err != nil {
 			c.close()
@@ -41,7 +42,7 @@ func newCanary(sysfs string, l *layout) (_ *canary, err error) {
 	if c.device, err = loop.Attach(c.file); err != nil {
 		return nil, err
 	}
-	c.disk = bpf.Disk{Granules: canaryBlocks, Word0: uint32(l.words)}
+	c.disk = bpf.Disk{Granules: (canaryBlocks-1)>>l.shift + 1, Word0: uint32(l.words)}
 	if c.disk.Major, c.disk.Minor, err = c.device.Numbers(); err != nil {
 		return nil, err
 	}
@@ -65,14 +66,14 @@ func (c *canary) sing(t *bpf.Tracker, slot int) error {
 		if _, err := f.WriteAt(buf, int64(i)*64*block.Size); err != nil {
 			return fmt.Errorf("write to the canary: %w", err)
 		}
-		if !t.Conflict(slot, uint64(i)*64, 1) {
+		if !t.Conflict(slot, uint64(i)*64>>c.shift, 1) {
 			return fmt.Errorf("the canary's write %d did not reach the conflict filter", i)
 		}
 	}
 	from := int(c.disk.Word0)
 	for end := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
 		n := t.Counters(slot)
-		if marked := t.DirtyBits(from, from+canaryBlocks/64); marked >= 1 && n.Issued >= writes && n.Completed >= writes {
+		if marked := t.DirtyBits(from, from+int(c.disk.Granules+63)/64); marked >= 1 && n.Issued >= writes && n.Completed >= writes {
 			return nil
 		}
 		if time.Now().After(end) {

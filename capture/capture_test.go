@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rehost/block"
+	"rehost/capture/bpf"
 	"rehost/internal/fault"
 )
 
@@ -152,7 +153,10 @@ func openEngine(t *testing.T, o Options) *Engine {
 		}
 	})
 	if m, reason := e.tracker.Method(); !o.NoEBPF && m != EBPF {
-		t.Skipf("SKIPPED: the kernel does not track here: %s", reason)
+		if err := bpf.Supported(); err != nil {
+			t.Skipf("SKIPPED: the kernel does not track here: %v", err)
+		}
+		t.Fatalf("the kernel can track, and is not used: %s", reason)
 	}
 	return e
 }
@@ -223,7 +227,7 @@ func (r *replica) differs(t *testing.T, disks []block.Disk) {
 }
 
 // openDirect opens a device for writes that are durable when they return.
-func openDirect(t *testing.T, path string, flags int) *os.File {
+func openDirect(t testing.TB, path string, flags int) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_DIRECT|flags, 0)
 	if err != nil {
@@ -236,8 +240,8 @@ func openDirect(t *testing.T, path string, flags int) *os.File {
 // TestEngine_Follows writes to two disks while they are replicated, by every way
 // a disk's content changes, and expects the replica to be the same in the end.
 func TestEngine_Follows(t *testing.T) {
-	for _, noEBPF := range []bool{false, true} {
-		t.Run(fmt.Sprintf("noEBPF=%v", noEBPF), func(t *testing.T) {
+	for name, o := range map[string]Options{"blocks": {}, "granules of 32 KiB": {shift: 3}, "comparing": {NoEBPF: true}} {
+		t.Run(name, func(t *testing.T) {
 			a, b := fault.Loop(t, 48<<20), fault.Loop(t, 20<<20+512*3) // ends in a partial block
 			disks := disksOf(t, a, b)
 			fa, fb := openDirect(t, a.Path, 0), openDirect(t, b.Path, 0)
@@ -254,7 +258,8 @@ func TestEngine_Follows(t *testing.T) {
 				fill(buf)
 				fa.WriteAt(buf, i*3<<20)
 			}
-			e := openEngine(t, Options{Disks: disks, NoEBPF: noEBPF})
+			o.Disks = disks
+			e := openEngine(t, o)
 			rep := newReplica(disks)
 			start(t, e, rep, 0)
 			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
@@ -384,8 +389,12 @@ func TestEngine_Audit(t *testing.T) {
 		}
 	}
 	write(fa, 3)
-	stop := start(t, e, rep, 0)
-	for e.Status().Audited == 0 {
+	// Five points of an engine before this one, which an audit must leave alone.
+	for seq := range block.Seq(5) {
+		rep.Commit(t.Context(), block.Point{Seq: seq + 1}, 0, block.Consistent)
+	}
+	stop := start(t, e, rep, rep.last())
+	for e.Status().Audited <= 5 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	write(fb, 5) // stands in a point that will be withdrawn
@@ -406,8 +415,87 @@ func TestEngine_Audit(t *testing.T) {
 	rep.differs(t, disks)
 	s := e.Status()
 	t.Logf("withdrawn after %v: %s", rep.withdrew, s.LastAudit)
-	if len(rep.withdrew) != 1 || s.Retractions != 1 {
+	if len(rep.withdrew) != 1 || rep.withdrew[0] <= 5 || s.Retractions != 1 {
 		t.Errorf("withdrawn %v, %d times", rep.withdrew, s.Retractions)
+	}
+}
+
+// slowSink is a Sink with a bandwidth, remembered.
+type slowSink struct {
+	*replica
+	limits []int64
+}
+
+func (s *slowSink) SetBandwidth(n int64) { s.limits = append(s.limits, n) }
+
+// TestEngine_Pause pauses before the first copy: nothing may be sent until it is
+// resumed, and what is written meanwhile is not forgotten.
+func TestEngine_Pause(t *testing.T) {
+	l := fault.Loop(t, 8<<20)
+	disks := disksOf(t, l)
+	f := openDirect(t, l.Path, 0)
+	e := openEngine(t, Options{Disks: disks})
+	sink := &slowSink{replica: newReplica(disks)}
+	e.SetBandwidth(80)
+	e.Pause()
+	e.Pause()
+	start(t, e, sink, 0)
+	buf := newBuffer()[:block.Size]
+	buf[0] = 1
+	f.WriteAt(buf, 77*block.Size)
+	time.Sleep(100 * time.Millisecond)
+	if s := e.Status(); s.State != Paused || s.BytesRead != 0 || s.Backlog != 8<<20 {
+		t.Fatalf("status %+v", s)
+	}
+	e.Resume()
+	e.SetBandwidth(0)
+	waitPoint(t, sink.replica)
+	sink.differs(t, disks)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(sink.limits) != 2 || sink.limits[0] != 10e6 || sink.limits[1] != 0 {
+		t.Fatalf("limits %v", sink.limits)
+	}
+}
+
+// restless is a Tracker of a disk that is always written to just before it is read.
+type restless struct{ Tracker }
+
+func (restless) Conflict(int, uint64, uint64) bool { return true }
+
+func (t restless) Changed(into *Set) error {
+	into.Add(0, 0, 1)
+	return t.Tracker.Changed(into)
+}
+
+// TestEngine_NotConverging wants the truth when the reads are outrun: no point,
+// and a state that says so.
+func TestEngine_NotConverging(t *testing.T) {
+	l := fault.Loop(t, 4<<20)
+	disks := disksOf(t, l)
+	e := openEngine(t, Options{Disks: disks, Deadline: 50 * time.Millisecond})
+	rep := newReplica(disks)
+	stop := start(t, e, rep, 0)
+	waitPoint(t, rep)
+	stop()
+	points, tracker := len(rep.points), e.tracker
+	e.tracker = restless{tracker}
+	rep.epoch = 0
+	stop = start(t, e, rep, rep.last())
+	for e.Status().State != NotConverging {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	if s := e.Status(); len(rep.points) != points || s.Lag < 50*time.Millisecond || s.Conflicts == 0 {
+		t.Fatalf("%d points, then %d; status %+v", points, len(rep.points), s)
+	}
+	e.tracker = tracker
+	rep.epoch = 0
+	start(t, e, rep, rep.last())
+	waitPoint(t, rep)
+	rep.differs(t, disks)
+	if s := e.Status(); s.State != Continuous {
+		t.Fatalf("state %s after the load has gone", s.State)
 	}
 }
 

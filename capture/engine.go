@@ -21,6 +21,10 @@ const (
 	DefaultProgress = 4 << 30
 )
 
+// maxCompareRest bounds the rest after a comparison, which otherwise is as long
+// as the comparison was.
+const maxCompareRest = 10 * time.Minute
+
 // Options say what to capture and how.
 type Options struct {
 	Disks []block.Disk // Name and Size as [Discover] gives them; ID as the service does
@@ -34,6 +38,7 @@ type Options struct {
 	Log      *slog.Logger  // nil: none
 
 	sysfs string // /sys
+	shift uint   // the finest granularity, in powers of two of a block
 }
 
 // An Engine follows disks from the moment it is opened and replicates them to
@@ -61,12 +66,13 @@ type Engine struct {
 	sleep func(ctx context.Context, d time.Duration) error
 
 	// Of Run's goroutine; a leg hands todo and staged out to its readers.
-	todo   *Set          // to be read
-	staged *Set          // read since the last commit
-	doubt  *Set          // committed since the last clean audit
-	synced bool          // every block has been committed once
-	clean  block.Seq     // the last point under a clean audit
-	next   time.Duration // the next pause
+	todo    *Set          // to be read
+	staged  *Set          // read since the last commit
+	doubt   *Set          // committed since the last clean audit
+	synced  bool          // every block has been committed once
+	started bool          // Run was called
+	clean   block.Seq     // the last point under a clean audit
+	next    time.Duration // the next pause
 
 	conflicts atomic.Int64
 	heatMu    sync.Mutex // guards heat while readers run
@@ -118,7 +124,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 func chooseTracker(ctx context.Context, o Options, sources []*source) (Tracker, layout, error) {
 	reason := "asked for"
 	if !o.NoEBPF {
-		l := newLayout(o.Disks, kernelShift(o.Disks))
+		l := newLayout(o.Disks, max(o.shift, kernelShift(o.Disks)))
 		t, err := newKernelTracker(ctx, o.sysfs, sources, &l)
 		if err == nil {
 			return t, l, nil
@@ -176,7 +182,11 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	defer e.attach(nil)
 	ep := &epoch{sink: sink}
 	ep.point.Seq = last + 1
-	e.clean = min(e.clean, last)
+	if e.started {
+		e.clean = min(e.clean, last)
+	} else { // earlier points are not this engine's to doubt
+		e.started, e.clean = true, last
+	}
 	e.next = e.pause
 	e.status.began()
 	for {
@@ -186,6 +196,7 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 		if err := e.checkSizes(); err != nil {
 			return err
 		}
+		began := e.now()
 		settled, err := e.round(ctx, ep)
 		var audit *AuditError
 		switch {
@@ -206,6 +217,9 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 				return err
 			}
 			e.cool()
+		}
+		if e.compare != nil { // reading everything all the time would wear the disks' users out
+			e.next = max(e.next, min(e.now().Sub(began), maxCompareRest))
 		}
 		if err := e.rest(ctx); err != nil {
 			return err
@@ -314,7 +328,7 @@ func (e *Engine) SetBandwidth(mbit int64) {
 	}
 }
 
-// Pause ends reading and sending after the round under way; tracking goes on.
+// Pause ends reading and sending within moments; tracking goes on.
 func (e *Engine) Pause() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

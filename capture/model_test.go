@@ -547,6 +547,11 @@ func TestModel(t *testing.T) {
 		v := &variants[i]
 		t.Run(v.name, func(t *testing.T) {
 			n := number("REHOST_MODEL_SEEDS", 40)
+			if raceEnabled { // the model is one goroutine: there are no races to find
+				if n = 2; v.mutant {
+					t.Skip("SKIPPED: mutations need more seeds than the race detector has time for; run without -race")
+				}
+			}
 			if v.mutant {
 				n *= 30 // and fewer, as soon as it is caught
 			}

@@ -162,8 +162,8 @@ func (e *Engine) hotPieces() (out []piece) {
 
 func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) error {
 	for {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
+		if err := e.waitResumed(ctx); err != nil {
+			return err
 		}
 		p, ok := l.take()
 		if !ok {

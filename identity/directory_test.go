@@ -215,7 +215,9 @@ func TestDirectory_Session(t *testing.T) {
 
 func TestDirectory_Revoke(t *testing.T) {
 	for name, revoke := range map[string]func(w *world, c Credentials) error{
-		"Source":  func(w *world, _ Credentials) error { return w.RevokeSource(context.Background(), "s-00000000000000001") },
+		"Source": func(w *world, _ Credentials) error {
+			return w.RevokeSource(context.Background(), "s-00000000000000001")
+		},
 		"Role":    func(w *world, _ Credentials) error { return w.RevokeRole(context.Background(), AgentRole) },
 		"Session": func(w *world, c Credentials) error { return w.RevokeSession(context.Background(), c.AccessKeyID) },
 	} {

@@ -262,7 +262,7 @@ func TestEvaluate_Monotonic(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 3))
 	changed := 0
-	for range 20000 {
+	for range 4000 {
 		var statements []string
 		for range rnd.IntN(4) {
 			statements = append(statements, randomStatement(rnd, []string{"Allow", "Deny", "Allow"}[rnd.IntN(3)]))
@@ -292,7 +292,7 @@ func TestEvaluate_Monotonic(t *testing.T) {
 			changed++
 		}
 	}
-	if changed < 1000 {
+	if changed < 200 {
 		t.Errorf("only %d of the additions changed anything: the test shows too little", changed)
 	}
 }
@@ -320,7 +320,7 @@ func TestPattern(t *testing.T) {
 		return string(b)
 	}
 	matched := 0
-	for range 50000 {
+	for range 10000 {
 		p, s := text("ab*?"), text("ab")
 		compiled, err := compilePattern(p, true)
 		if err != nil {
@@ -334,12 +334,12 @@ func TestPattern(t *testing.T) {
 			matched++
 		}
 	}
-	if matched < 1000 {
+	if matched < 300 {
 		t.Errorf("only %d matched", matched)
 	}
-	long, _ := compilePattern(strings.Repeat("a*", 200)+"b", true)
+	long, _ := compilePattern(strings.Repeat("a*", 100)+"b", true)
 	start := time.Now()
-	if long.match(strings.Repeat("a", 5000)) || time.Since(start) > 5*time.Second {
+	if long.match(strings.Repeat("a", 2000)) || time.Since(start) > 5*time.Second {
 		t.Errorf("a hostile pattern took %v", time.Since(start))
 	}
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"container/heap"
 	"fmt"
 	"slices"
 	"sort"
@@ -162,13 +161,13 @@ func flatten(list []piece) []piece {
 			disk, pos, from = list[order[0]].disk, list[order[0]].start, -1
 		}
 		for len(order) > 0 && list[order[0]].disk == disk && list[order[0]].start <= pos {
-			heap.Push(&active, order[0])
+			active.push(order[0])
 			order = order[1:]
 		}
 		top := active[0]
 		until := list[top].end()
 		if until <= pos {
-			heap.Pop(&active)
+			active.pop()
 			continue
 		}
 		if len(order) > 0 && list[order[0]].disk == disk {
@@ -184,16 +183,33 @@ func flatten(list []piece) []piece {
 	return slices.Clip(out)
 }
 
-// topmost is a heap of positions in a list, the last one first.
+// topmost is a heap of positions in a list, the last one first. It is not
+// container/heap's, which allocates for each position: there are millions.
 type topmost []int32
 
-func (t topmost) Len() int           { return len(t) }
-func (t topmost) Less(i, j int) bool { return t[i] > t[j] }
-func (t topmost) Swap(i, j int)      { t[i], t[j] = t[j], t[i] }
-func (t *topmost) Push(x any)        { *t = append(*t, x.(int32)) }
-func (t *topmost) Pop() any {
-	old := *t
-	x := old[len(old)-1]
-	*t = old[:len(old)-1]
-	return x
+func (t *topmost) push(x int32) {
+	h := append(*t, x)
+	for i := len(h) - 1; i > 0 && h[i] > h[(i-1)/2]; i = (i - 1) / 2 {
+		h[i], h[(i-1)/2] = h[(i-1)/2], h[i]
+	}
+	*t = h
+}
+
+func (t *topmost) pop() {
+	h := *t
+	n := len(h) - 1
+	h[0] = h[n]
+	h = h[:n]
+	for i := 0; 2*i+1 < n; {
+		child := 2*i + 1
+		if child+1 < n && h[child+1] > h[child] {
+			child++
+		}
+		if h[i] >= h[child] {
+			break
+		}
+		h[i], h[child] = h[child], h[i]
+		i = child
+	}
+	*t = h
 }

@@ -53,19 +53,20 @@ func (m image) clone() image {
 
 // A model drives a replica and knows what each acknowledged point must hold.
 type model struct {
-	t      testing.TB
-	rand   *rand.Rand
-	keys   Keyring
-	fs     fileSystem // nil: the real one
-	dir    string
-	store  *Store
-	r      *Replica
-	w      *Writer
-	gen    uint64
-	next   block.Seq
-	points map[block.Seq]image // acknowledged
-	order  []block.Seq
-	maybe  *attempt // what a call that returned an error, or never did, may have done
+	t           testing.TB
+	rand        *rand.Rand
+	keys        Keyring
+	fs          fileSystem // nil: the real one
+	dir         string
+	store       *Store
+	r           *Replica
+	w           *Writer
+	gen         uint64
+	next        block.Seq
+	points      map[block.Seq]image // acknowledged
+	order       []block.Seq
+	segmentSize int64
+	maybe       *attempt // what a call that returned an error, or never did, may have done
 }
 
 // An attempt is a commit or a retraction that was not acknowledged.
@@ -75,7 +76,7 @@ type attempt struct {
 }
 
 func newModel(t testing.TB, r *rand.Rand, fsys fileSystem) *model {
-	m := &model{t: t, rand: r, fs: fsys, dir: filepath.Join(t.TempDir(), "store"), points: map[block.Seq]image{}}
+	m := &model{t: t, rand: r, fs: fsys, dir: filepath.Join(t.TempDir(), "store"), points: map[block.Seq]image{}, segmentSize: 24 << 10}
 	keys, err := CreateKeyFile(filepath.Join(t.TempDir(), "key"))
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +93,7 @@ func newModel(t testing.TB, r *rand.Rand, fsys fileSystem) *model {
 func (m *model) open() {
 	m.t.Helper()
 	var err error
-	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: 24 << 10}); err != nil {
+	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: m.segmentSize, chunkSize: 13 * block.Size}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { m.store.Close() })
@@ -328,7 +329,7 @@ func (m *model) compare(r *Replica, seq block.Seq) error {
 // TestReplica_Model does random things to a replica and compares every so often,
 // through the live replica, a read-only one beside it, and a reopened one.
 func TestReplica_Model(t *testing.T) {
-	for range 6 {
+	for range 4 {
 		seed := rand.Uint64()
 		m := newModel(t, rand.New(rand.NewPCG(seed, 1)), nil)
 		ro, err := Open(m.dir, m.keys, Options{ReadOnly: true})
@@ -426,7 +427,7 @@ func crashes(t testing.TB, seed uint64, n int, prepare func(*crashFS)) error {
 }
 
 func TestReplica_Crash(t *testing.T) {
-	for range 25 {
+	for range 15 {
 		seed := rand.Uint64()
 		if err := crashes(t, seed, 8, nil); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -443,4 +444,36 @@ func TestReplica_CrashWithoutSync(t *testing.T) {
 		}
 	}
 	t.Fatal("a store that never syncs passed the crash test")
+}
+
+// TestFlatten compares with painting blocks one piece after the other.
+func TestFlatten(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 4))
+	for range 3000 {
+		list := make([]piece, r.IntN(30))
+		var painted [3][80]int // 1 + which piece
+		for i := range list {
+			p := piece{disk: block.DiskID(r.IntN(3)), start: r.Uint64N(60), count: 1 + r.Uint32N(20), offset: uint64(i)}
+			list[i] = p
+			for b := p.start; b < p.end(); b++ {
+				painted[p.disk][b] = i + 1
+			}
+		}
+		flat := flatten(list)
+		for i, p := range flat {
+			if i > 0 && (p.disk < flat[i-1].disk || p.disk == flat[i-1].disk && p.start < flat[i-1].end()) {
+				t.Fatalf("seed %d: %v overlaps or is out of order", seed, p)
+			}
+			for b := p.start; b < p.end(); b++ {
+				if painted[p.disk][b] != int(p.offset)+1 || list[p.offset].start+uint64(p.skip) != p.start {
+					t.Fatalf("seed %d: block %d is of piece %d, want %d", seed, b, p.offset, painted[p.disk][b]-1)
+				}
+				painted[p.disk][b] = 0
+			}
+		}
+		if painted != [3][80]int{} {
+			t.Fatalf("seed %d: blocks are missing", seed)
+		}
+	}
 }

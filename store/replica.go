@@ -384,6 +384,13 @@ func (r *Replica) unlock() {
 	}
 }
 
+// writing reports whether this process holds the lock.
+func (r *Replica) writing() bool {
+	r.beginMu.Lock()
+	defer r.beginMu.Unlock()
+	return r.lock != nil
+}
+
 // ended is called by a writer's Close.
 func (r *Replica) ended(w *Writer, reason error) error {
 	r.beginMu.Lock()

@@ -23,7 +23,7 @@ type Options struct {
 	Logger      *slog.Logger // of what recovery dropped; nowhere if nil
 
 	fs        fileSystem
-	chunkSize int // bytes written at a time
+	chunkSize int // bytes written at a time; the largest record must fit
 }
 
 const (
@@ -54,7 +54,6 @@ func Open(dir string, keys Keyring, opts Options) (*Store, error) {
 	if opts.chunkSize == 0 {
 		opts.chunkSize = defaultChunkSize
 	}
-	opts.chunkSize = max(opts.chunkSize, int(alignUp(storedSize(maxPayload))))
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -245,15 +244,21 @@ func (s *Store) delete(id string) error {
 		}
 		return err
 	}
-	if r := s.replicas[id]; r != nil {
+	lock, err := fsys.Lock(filepath.Join(dir, lockName))
+	r := s.replicas[id]
+	if err != nil && (r == nil || !r.writing()) {
+		return err
+	}
+	if r != nil {
 		delete(s.replicas, id)
 		if err := r.close(ErrFenced); err != nil {
 			s.opts.Logger.Warn("close before delete", "replica", id, "err", err)
 		}
 	}
-	lock, err := fsys.Lock(filepath.Join(dir, lockName))
-	if err != nil {
-		return err
+	if lock == nil { // the writer had it
+		if lock, err = fsys.Lock(filepath.Join(dir, lockName)); err != nil {
+			return err
+		}
 	}
 	defer lock.Close()
 	if err := shred(fsys, filepath.Join(dir, keyName)); err != nil && !isNotExist(err) {

@@ -186,14 +186,27 @@ func (w *Writer) room(size uint64, epoch block.Seq) (*chunk, error) {
 		}
 	}
 	s := w.seg
-	if need := s.contents.end + uint64(w.r.store.opts.chunkSize) + 2*align; need > s.allocated {
-		s.allocated = max(need, min(s.allocated+allocateStep, uint64(w.r.store.opts.SegmentSize)))
-		if err := s.file.Allocate(int64(s.allocated)); err != nil {
-			return nil, err
-		}
+	if err := w.allocate(s); err != nil {
+		return nil, err
 	}
 	s.begin(w.buffers.get())
 	return s.open, nil
+}
+
+// allocate makes the file have room for another chunk, and rather for many: that
+// keeps metadata out of most syncs.
+func (w *Writer) allocate(s *segmentWriter) error {
+	need := s.contents.end + uint64(w.r.store.opts.chunkSize) + 2*align
+	if need <= s.allocated {
+		return nil
+	}
+	ahead := max(need, min(s.allocated+allocateStep, uint64(w.r.store.opts.SegmentSize)))
+	if err := s.file.Allocate(int64(ahead)); err == nil {
+		s.allocated = ahead
+		return nil
+	}
+	s.allocated = need
+	return s.file.Allocate(int64(need))
 }
 
 func (w *Writer) closeChunk() {

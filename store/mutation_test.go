@@ -1,0 +1,74 @@
+package store
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const mutateEnv = "REHOST_STORE_MUTATE"
+
+// mutations are mistakes that the tests named must not let pass.
+var mutations = []struct{ name, file, from, to, tests string }{
+	{"commit without sync", "chunk.go", "err = s.file.Sync()", "err = nil", "Replica_Crash$"},
+	{"segment not synced into its directory", "writer.go", "func() error { return fsys.SyncDir(w.r.dir) },", "", "Replica_Crash$"},
+	{"header not synced before the name", "writer.go", "		f.Sync,\n", "", "Replica_Crash$"},
+	{"metadata not synced", "fs.go", "		err = f.Sync()\n", "", "Replica_Crash$"},
+	{"torn payload taken", "scan.go", "if r.offset+r.size() > durable {", "if false {", "Replica_Crash$"},
+	{"interrupted sealing taken for damage", "scan.go", "if err == nil || mustSeal {", "if true {", "Replica_Crash$"},
+	{"damage taken for a torn tail", "scan.go", "if !evidence {", "if evidence || true {", "FlippedByteUnsealed"},
+	{"runs of another session taken", "history.go", "if session != h.session || h.staged == nil {", "if h.staged == nil {", "Replica_Model|Replica_Crash$"},
+	{"lower generation taken", "replica.go", "generation < r.Generation()", "false", "Fencing"},
+	{"fenced writer goes on", "replica.go", "r.writer.stop(ErrFenced)", "error(nil)", "Fencing"},
+	{"ordinal ignored", "history.go", "return cmp.Compare(a.ordinal, b.ordinal)", "return 0", "Ordinals|Replica_Model"},
+	{"older epoch wins", "history.go", "h[i] > h[(i-1)/2]; i", "h[i] < h[(i-1)/2]; i", "Replica_Model"},
+	{"runs not counted", "history.go", "if uint64(len(list)) != runs {", "if false {", "Refuses"},
+	{"retraction not written", "writer.go", "if err := w.log(ctx, indexMark{kind: kindRetract, epoch: after}); err != nil {", "if err := error(nil); err != nil {", "Retract"},
+	{"missing segment overlooked", "replica.go", "max(uint64(len(numbers)), meta.Sealed)", "uint64(len(numbers))", "Truncated"},
+	{"writer mends itself", "writer.go", "if w.err == nil {", "if false {", "Broken"},
+	{"key not shredded", "store.go", "_, err = f.WriteAt(noise, 0)", "", "CreateDelete"},
+}
+
+// TestMutations makes each mistake in a copy of the source and expects the tests to
+// fail. It takes minutes, so it is for whoever sets REHOST_STORE_MUTATE=1.
+func TestMutations(t *testing.T) {
+	if os.Getenv(mutateEnv) == "" {
+		t.Skipf("SKIPPED: takes minutes; set %s=1 to run it", mutateEnv)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mutations {
+		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {
+			source, err := os.ReadFile(m.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mutant := strings.Replace(string(source), m.from, m.to, 1)
+			if mutant == string(source) {
+				t.Fatalf("%s has no %q", m.file, m.from)
+			}
+			dir := t.TempDir()
+			file, overlay := filepath.Join(dir, m.file), filepath.Join(dir, "overlay.json")
+			text, _ := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(wd, m.file): file}})
+			for name, b := range map[string][]byte{file: []byte(mutant), overlay: text} {
+				if err := os.WriteFile(name, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.Command("go", "test", "-overlay", overlay, "-vet=off", "-count=1", "-short", "-timeout=60s", "-run", m.tests, ".")
+			cmd.Env = append(os.Environ(), mutateEnv+"=")
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Fatalf("passes:\n%s", out)
+			}
+			if !strings.Contains(string(out), "--- FAIL") && !strings.Contains(string(out), "panic: ") {
+				t.Fatalf("does not run:\n%s", out)
+			}
+		})
+	}
+}
