@@ -120,6 +120,7 @@ func newWorld(t *testing.T) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: an agent has to be root")
 	}
+	t.Parallel()
 	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
 		state: filepath.Join(t.TempDir(), "state")}
 	var err error
