@@ -11,38 +11,39 @@ import (
 // aside. The order is the road of a block; whoever adds a package puts it here
 // and says in its doc comment what goes in and what comes out.
 var layers = map[string][]string{
-	"":                  nil,
-	"block":             nil,
-	"ca":                nil,
-	"capture":           {"block", "capture/bpf"},
-	"capture/bpf":       nil,
-	"wire":              {"block", "ca"},
-	"store":             {"block"},
-	"receive":           {"block", "wire", "store", "ca"},
-	"replicator":        {"block", "ca", "wire", "store", "receive", "awsapi", "awsapi/formgn"},
-	"export":            {"block"},
-	"launch":            {"block"},
-	"launch/qemu":       {"block", "launch"},
-	"launch/launchtest": {"export", "launch"},
-	"identity":          nil,
-	"awsapi":            {"identity"},
-	"awsapi/mgn":        {"awsapi"},
-	"awsapi/formgn":     {"awsapi"},
-	"awsapi/generate":   nil,
-	"control":           {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
-	"agent":             {"block", "ca", "capture", "wire", "awsapi", "awsapi/formgn"},
-	"cmd/rehost":        nil, // ties everything together
-	"cmd/rehost-agent":  {"agent"},
-	"internal/fault":    {"block"},
-	"internal/testvm":   nil,
-
+	"":                         nil,
+	"block":                    nil,
+	"ca":                       nil,
+	"capture":                  {"block", "capture/bpf", "internal/loop"},
+	"capture/bpf":              nil,
+	"wire":                     {"block", "ca"},
+	"store":                    {"block"},
+	"receive":                  {"block", "wire", "store", "ca"},
+	"replicator":               {"block", "ca", "wire", "store", "receive", "awsapi", "awsapi/formgn"},
+	"export":                   {"block"},
+	"launch":                   {"block"},
+	"launch/qemu":              {"block", "launch"},
+	"launch/launchtest":        {"export", "launch"},
+	"identity":                 nil,
+	"awsapi":                   {"identity"},
+	"awsapi/mgn":               {"awsapi"},
+	"awsapi/formgn":            {"awsapi"},
+	"awsapi/generate":          nil,
+	"control":                  {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
+	"agent":                    {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},
+	"cmd/rehost":               nil, // ties everything together
+	"cmd/rehost-agent":         {"agent"},
+	"internal/fault":           {"block", "internal/loop"},
+	"internal/testvm":          nil,
 	"e2e/sourceserver":         {"e2e/sourceserver/records"},
 	"e2e/sourceserver/records": nil,
+	"internal/loop":            nil,
+	"internal/testreport":      nil,
 }
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "cmd/rehost-agent"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "cmd/rehost-agent"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()

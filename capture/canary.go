@@ -1,0 +1,90 @@
+package capture
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rehost/block"
+	"rehost/capture/bpf"
+	"rehost/internal/loop"
+)
+
+const canaryBlocks = 256
+
+// A canary is a small disk of our own, written to at the start to see whether
+// the kernel runs the programs at all. The user's disks are never written.
+type canary struct {
+	disk   bpf.Disk
+	shift  uint
+	file   *os.File
+	device *loop.Device
+}
+
+// newCanary makes a loop device over anonymous memory, placed behind the disks
+// of l in the dirty bitmap. It needs more privileges than tracking does.
+func newCanary(sysfs string, l *layout) (_ *canary, err error) {
+	fd, err := unix.MemfdCreate("rehost-canary", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a canary: %w", err)
+	}
+	c := &canary{shift: l.shift, file: os.NewFile(uintptr(fd), "canary")}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if err := c.file.Truncate(canaryBlocks * block.Size); err != nil {
+		return nil, fmt.Errorf("make a canary: %w", err)
+	}
+	if c.device, err = loop.Attach(c.file); err != nil {
+		return nil, err
+	}
+	c.disk = bpf.Disk{Granules: (canaryBlocks-1)>>l.shift + 1, Word0: uint32(l.words)}
+	if c.disk.Major, c.disk.Minor, err = c.device.Numbers(); err != nil {
+		return nil, err
+	}
+	c.disk.Queues, c.disk.Tags, err = queueShape(sysBlock(sysfs, c.disk.Major, c.disk.Minor))
+	return c, err
+}
+
+// sing writes to the canary and expects every mark that a write must leave.
+func (c *canary) sing(t *bpf.Tracker, slot int) error {
+	f, err := os.OpenFile(c.device.Path, os.O_WRONLY|unix.O_DIRECT|unix.O_DSYNC, 0)
+	if err != nil {
+		return fmt.Errorf("write to the canary: %w", err)
+	}
+	defer f.Close()
+	buf := newBuffer()[:block.Size]
+	const writes = 4
+	t.Prepare()
+	t.Flip()
+	for i := range writes {
+		buf[0] = byte(i)
+		if _, err := f.WriteAt(buf, int64(i)*64*block.Size); err != nil {
+			return fmt.Errorf("write to the canary: %w", err)
+		}
+		if !t.Conflict(slot, uint64(i)*64>>c.shift, 1) {
+			return fmt.Errorf("the canary's write %d did not reach the conflict filter", i)
+		}
+	}
+	from := int(c.disk.Word0)
+	for end := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
+		n := t.Counters(slot)
+		if marked := t.DirtyBits(from, from+int(c.disk.Granules+63)/64); marked >= 1 && n.Issued >= writes && n.Completed >= writes {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("of the canary's %d writes the kernel showed %d at the start and %d at the end", writes, n.Issued, n.Completed)
+		}
+	}
+}
+
+func (c *canary) close() {
+	if c.device != nil {
+		c.device.Close()
+	}
+	c.file.Close()
+}

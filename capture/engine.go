@@ -1,0 +1,390 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"rehost/block"
+)
+
+// Defaults of [Options].
+const (
+	DefaultPause    = 50 * time.Millisecond
+	DefaultIdle     = time.Second
+	DefaultDeadline = time.Minute
+	DefaultProgress = 4 << 30
+)
+
+// maxCompareRest bounds the rest after a comparison, which otherwise is as long
+// as the comparison was.
+const maxCompareRest = 10 * time.Minute
+
+// Options say what to capture and how.
+type Options struct {
+	Disks []block.Disk // Name and Size as [Discover] gives them; ID as the service does
+
+	NoEBPF   bool          // compare, even where the kernel could track
+	Readers  int           // reading at once; 0: twice the CPUs, at least 4, at most 16
+	Pause    time.Duration // between an epoch and the next while there are changes; 0: DefaultPause
+	Idle     time.Duration // the longest pause, without changes; 0: DefaultIdle
+	Deadline time.Duration // without a point for so long a load counts as too heavy; 0: DefaultDeadline
+	Progress int64         // bytes of the first copy made durable at a time; 0: DefaultProgress
+	Log      *slog.Logger  // nil: none
+
+	sysfs string // /sys
+	shift uint   // the finest granularity, in powers of two of a block
+}
+
+// An Engine follows disks from the moment it is opened and replicates them to
+// one sink after another. What it knows to be changed outlives a sink.
+//
+// Status, Pause, Resume and SetBandwidth may be called at any time; Run by one
+// goroutine at a time.
+type Engine struct {
+	disks   []block.Disk
+	sources []*source
+	layout  layout
+	tracker Tracker
+	compare comparer // the tracker, if it is one
+	codec   codec
+	workers int
+	buffers [][]byte
+	log     *slog.Logger
+
+	pause, idle, deadline time.Duration
+	progress              int64
+
+	// Where the model comes in.
+	read  func(disk int, x block.Extent, buf []byte) error
+	now   func() time.Time
+	sleep func(ctx context.Context, d time.Duration) error
+
+	// Of Run's goroutine; a leg hands todo and staged out to its readers.
+	todo    *Set          // to be read
+	staged  *Set          // read since the last commit
+	doubt   *Set          // committed since the last clean audit
+	synced  bool          // every block has been committed once
+	started bool          // Run was called
+	clean   block.Seq     // the last point under a clean audit
+	next    time.Duration // the next pause
+
+	conflicts atomic.Int64
+	heatMu    sync.Mutex // guards heat while readers run
+	heat      map[uint64]uint8
+
+	mu        sync.Mutex // guards:
+	bandwidth int64      // bytes a second; 0 is no limit
+	limiter   Limiter    // the running sink, if it is one
+	resume    chan struct{}
+
+	status status
+}
+
+// Open opens the disks and starts to track them. Where the kernel cannot track,
+// the disks are compared instead, and the status says why.
+func Open(ctx context.Context, o Options) (_ *Engine, err error) {
+	if len(o.Disks) == 0 {
+		return nil, fmt.Errorf("open engine: no disks given: %w", ErrBadDevice)
+	}
+	var sources []*source
+	defer func() {
+		if err != nil {
+			closeSources(sources)
+		}
+	}()
+	for _, d := range o.Disks {
+		s, err := openSource(d)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, s)
+	}
+	if o.sysfs == "" {
+		o.sysfs = "/sys"
+	}
+	tracker, l, err := chooseTracker(ctx, o, sources)
+	if err != nil {
+		return nil, err
+	}
+	e := newEngine(o, l, tracker)
+	e.sources = sources
+	e.read = func(disk int, x block.Extent, buf []byte) error { return sources[disk].read(x, buf) }
+	method, reason := tracker.Method()
+	e.log.Info("tracking disks", "method", method, "reason", reason, "disks", len(sources))
+	return e, nil
+}
+
+// chooseTracker prefers the kernel's marks, and compares where there can be none.
+func chooseTracker(ctx context.Context, o Options, sources []*source) (Tracker, layout, error) {
+	reason := "asked for"
+	if !o.NoEBPF {
+		l := newLayout(o.Disks, max(o.shift, kernelShift(o.Disks)))
+		t, err := newKernelTracker(ctx, o.sysfs, sources, &l)
+		if err == nil {
+			return t, l, nil
+		}
+		if ctx.Err() != nil {
+			return nil, l, context.Cause(ctx)
+		}
+		reason = err.Error()
+	}
+	l := newLayout(o.Disks, compareShift)
+	t, err := newCompareTracker(o.sysfs, sources, &l, reason)
+	return t, l, err
+}
+
+func newEngine(o Options, l layout, t Tracker) *Engine {
+	e := &Engine{
+		disks: o.Disks, layout: l, tracker: t, log: o.Log,
+		workers: o.Readers, pause: o.Pause, idle: o.Idle, deadline: o.Deadline, progress: o.Progress,
+		now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
+	}
+	e.compare, _ = t.(comparer)
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	if e.workers == 0 {
+		e.workers = min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
+	}
+	for d, v := range map[*time.Duration]time.Duration{&e.pause: DefaultPause, &e.idle: DefaultIdle, &e.deadline: DefaultDeadline} {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	if e.progress == 0 {
+		e.progress = DefaultProgress
+	}
+	e.idle = max(e.idle, e.pause)
+	for range e.workers {
+		e.buffers = append(e.buffers, newBuffer())
+	}
+	e.todo, e.staged, e.doubt = newSet(&e.layout), newSet(&e.layout), newSet(&e.layout)
+	for i, p := range e.layout.disks {
+		e.todo.Add(i, 0, p.granules)
+	}
+	e.status.init(e)
+	return e
+}
+
+// Run replicates to one sink until ctx ends or something fails: the error of the
+// sink, a [*DiskError], or ctx's cause. last is the sink's last committed epoch.
+// Afterwards Run may be called with another sink and goes on from what this one
+// has acknowledged.
+func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error) {
+	defer func() { e.fold(); e.status.ended(err) }()
+	e.attach(sink)
+	defer e.attach(nil)
+	ep := &epoch{sink: sink}
+	ep.point.Seq = last + 1
+	if e.started {
+		e.clean = min(e.clean, last)
+	} else { // earlier points are not this engine's to doubt
+		e.started, e.clean = true, last
+	}
+	e.next = e.pause
+	e.status.began()
+	for {
+		if err := e.waitResumed(ctx); err != nil {
+			return err
+		}
+		if err := e.checkSizes(); err != nil {
+			return err
+		}
+		began := e.now()
+		settled, err := e.round(ctx, ep)
+		var audit *AuditError
+		switch {
+		case errors.As(err, &audit):
+			if err := e.mistrust(ctx, ep, audit); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return err
+		case !settled:
+			if e.compare == nil {
+				continue // at once: every moment spent is one more conflict
+			}
+		default:
+			e.synced = true
+			if err := e.commit(ctx, ep, block.Consistent|block.InitialSyncDone); err != nil {
+				return err
+			}
+			e.cool()
+		}
+		if e.compare != nil { // reading everything all the time would wear the disks' users out
+			e.next = max(e.next, min(e.now().Sub(began), maxCompareRest))
+		}
+		if err := e.rest(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// rest is the pause between epochs. A long one ends when something is written.
+func (e *Engine) rest(ctx context.Context) error {
+	stirring, ok := e.tracker.(interface{ stirred() bool })
+	if !ok {
+		return e.sleep(ctx, e.next)
+	}
+	for left := e.next; left > 0; left -= e.pause {
+		if err := e.sleep(ctx, min(left, e.pause)); err != nil {
+			return err
+		}
+		if stirring.stirred() {
+			break
+		}
+	}
+	return nil
+}
+
+// commit closes an epoch and opens the next one.
+func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error {
+	if err := ep.sink.Commit(ctx, ep.point, ep.runs.Load(), flags); err != nil {
+		return err
+	}
+	if e.next = min(2*e.next, e.idle); ep.runs.Load() > 0 {
+		e.next = e.pause
+	}
+	e.doubt.addAll(e.staged)
+	e.staged.clear()
+	if a, ok := e.tracker.(interface{ audited() bool }); ok && flags.Has(block.Consistent) && a.audited() {
+		e.clean = ep.point.Seq
+		e.doubt.clear()
+	}
+	e.status.committed(e, ep.point, flags)
+	ep.point.Seq++
+	ep.runs.Store(0)
+	ep.bytes.Store(0)
+	return nil
+}
+
+// mistrust withdraws the points that may lack a change. The disk is read whole,
+// and so is everything that the points withdrawn held of any disk: on the other
+// side it is again what it was before them.
+func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
+	e.log.Error("withdrawing recovery points", "after", e.clean, "reason", a.Error())
+	e.status.mistrusted(a)
+	for i, p := range e.layout.disks {
+		if a.Disk < 0 || a.Disk == i {
+			e.todo.Add(i, 0, p.granules)
+		}
+	}
+	if ep.point.Seq-1 <= e.clean {
+		return nil // there are none
+	}
+	e.todo.addAll(e.doubt)
+	r, ok := ep.sink.(Retractor)
+	if !ok {
+		return fmt.Errorf("the sink cannot withdraw points: %w", a)
+	}
+	if err := r.Retract(ctx, e.clean); err != nil {
+		return err
+	}
+	e.doubt.clear()
+	return nil
+}
+
+// fold returns what was read but not acknowledged to what is to be read.
+func (e *Engine) fold() {
+	if e.compare != nil {
+		e.compare.forget(e.staged)
+	}
+	e.todo.addAll(e.staged)
+	e.staged.clear()
+}
+
+func (e *Engine) checkSizes() error {
+	for _, s := range e.sources {
+		if err := s.checkSize(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attach makes the sink's limiter follow the engine's bandwidth.
+func (e *Engine) attach(sink Sink) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.limiter, _ = sink.(Limiter); e.limiter != nil {
+		e.limiter.SetBandwidth(e.bandwidth)
+	}
+}
+
+// SetBandwidth limits what is sent to so many Mbit/s (10^6 bits), from now on,
+// through any sink that is a [Limiter]; 0 is no limit.
+func (e *Engine) SetBandwidth(mbit int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.bandwidth = max(0, mbit) * 1e6 / 8; e.limiter != nil {
+		e.limiter.SetBandwidth(e.bandwidth)
+	}
+}
+
+// Pause ends reading and sending within moments; tracking goes on.
+func (e *Engine) Pause() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.resume == nil {
+		e.resume = make(chan struct{})
+	}
+}
+
+// Resume ends a [Engine.Pause].
+func (e *Engine) Resume() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.resume != nil {
+		close(e.resume)
+		e.resume = nil
+	}
+}
+
+func (e *Engine) waitResumed(ctx context.Context) error {
+	e.mu.Lock()
+	resume := e.resume
+	e.mu.Unlock()
+	if resume != nil {
+		select {
+		case <-resume:
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Close ends tracking and closes the disks. Run must have returned. It may be
+// called twice.
+func (e *Engine) Close() error {
+	err := errors.Join(e.tracker.Close(), closeSources(e.sources))
+	e.sources = nil
+	return err
+}
+
+func closeSources(list []*source) (err error) {
+	for _, s := range list {
+		err = errors.Join(err, s.file.Close())
+	}
+	return err
+}

@@ -1,0 +1,323 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"rehost/block"
+	"rehost/capture/bpf"
+)
+
+// maxBitmap is the most that the kernel's dirty bitmap may take, in bytes. With
+// the engine's three sets of the same size and the tables this keeps a server's
+// tracking under 160 MiB; 1 TiB in blocks takes 32 MiB.
+const maxBitmap = 36 << 20
+
+// kernelShift is the finest granularity whose bitmap is small enough.
+func kernelShift(disks []block.Disk) (shift uint) {
+	for shift = 0; shift < 8; shift++ {
+		if l := newLayout(disks, shift); l.words*8 <= maxBitmap {
+			break
+		}
+	}
+	return shift
+}
+
+// auditEvery is how often a quiet disk is audited.
+const auditEvery = time.Second
+
+// A kernelTracker is a [Tracker] on the kernel's marks.
+type kernelTracker struct {
+	layout  *layout
+	sources []*source
+	sysfs   string
+	bpf     *bpf.Tracker
+
+	// Of the engine's goroutine.
+	base      []baseline
+	missed    uint64
+	nextAudit time.Time
+	issued    uint64 // by all disks, at the last flip
+	clean     bool   // the last audit covered every disk and found nothing
+
+	mu    sync.Mutex // guards:
+	proof string
+}
+
+// An observation is a disk's counters on both sides at one moment.
+type observation struct {
+	stats  diskstats
+	counts bpf.Counters
+}
+
+// A baseline is the observation at which a disk's account was last opened.
+type baseline struct {
+	observation
+	before observation // at the audit before
+	lost   bool        // a completion is known to be missing in counts
+}
+
+func newKernelTracker(ctx context.Context, sysfs string, sources []*source, l *layout) (_ *kernelTracker, err error) {
+	t := &kernelTracker{layout: l, sources: sources, sysfs: sysfs}
+	disks := make([]bpf.Disk, 0, len(sources)+1)
+	for i, s := range sources {
+		queues, tags, err := queueShape(sysBlock(sysfs, s.major, s.minor))
+		if err != nil {
+			return nil, fmt.Errorf("track %s: %w", s.disk.Name, err)
+		}
+		p := l.disks[i]
+		disks = append(disks, bpf.Disk{Major: s.major, Minor: s.minor, Granules: p.granules, Word0: uint32(p.word0), Queues: queues, Tags: tags})
+	}
+	canary, err := newCanary(sysfs, l)
+	if err == nil {
+		defer canary.close()
+		disks = append(disks, canary.disk)
+	}
+	canaryErr := err
+	if t.bpf, err = bpf.Load(disks, 3+uint32(l.shift)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	if canaryErr == nil {
+		if err := canary.sing(t.bpf, len(sources)); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNotSupported, err)
+		}
+		t.proof = "writes to a disk made for the purpose were seen"
+	} else {
+		t.proof = "not shown yet; the audit against diskstats will (" + canaryErr.Error() + ")"
+	}
+	if err := t.settleDown(ctx); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// queueShape is how many hardware queues and tags a disk has. A disk without any
+// is not request-based: what is under it must be tracked instead.
+func queueShape(dir string) (queues, tags uint32, err error) {
+	nrTags, err := filepath.Glob(filepath.Join(dir, "mq/*/nr_tags"))
+	if err != nil || len(nrTags) == 0 {
+		return 0, 0, fmt.Errorf("%w: it is not request-based (no queues in %s)", ErrNotSupported, filepath.Join(dir, "mq"))
+	}
+	for _, f := range nrTags {
+		n, err := fields(f, 1)
+		if err != nil {
+			return 0, 0, err
+		}
+		tags = max(tags, uint32(n[0]))
+	}
+	return uint32(len(nrTags)), tags, nil
+}
+
+// settleDown opens the disks' accounts once what was in flight before tracking
+// began has drained, or after two seconds: a write that began before the
+// programs were there looks like one whose issue was lost.
+func (t *kernelTracker) settleDown(ctx context.Context) error {
+	limit := time.Now().Add(2 * time.Second)
+	for i, s := range t.sources {
+		for {
+			st, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
+			if err != nil {
+				return fmt.Errorf("audit %s: %w", s.disk.Name, err)
+			}
+			if st.inFlight == 0 || time.Now().After(limit) {
+				break
+			}
+			if err := sleep(ctx, time.Millisecond); err != nil {
+				return err
+			}
+		}
+		t.base = append(t.base, baseline{})
+		if err := t.open(i); err != nil {
+			return err
+		}
+	}
+	var err error
+	t.missed, err = t.bpf.Missed()
+	return err
+}
+
+// open opens a disk's account anew.
+func (t *kernelTracker) open(i int) error {
+	s := t.sources[i]
+	for range 100 { // both sides at one moment: until nothing happened in between
+		before := t.bpf.Counters(i)
+		st, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
+		if err != nil {
+			return fmt.Errorf("audit %s: %w", s.disk.Name, err)
+		}
+		t.base[i] = baseline{observation: observation{st, before}}
+		if t.bpf.Counters(i) == before && st.inFlight == 0 && t.bpf.InFlight(i) == 0 {
+			return nil
+		}
+	}
+	t.base[i].stats.inFlight = 1 // never a quiet moment: bytes are not comparable yet
+	return nil
+}
+
+// Method returns [EBPF], with how delivery of the kernel's events was shown.
+func (t *kernelTracker) Method() (Method, string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return EBPF, t.proof
+}
+
+func (t *kernelTracker) Prepare() error { t.bpf.Prepare(); return nil }
+func (t *kernelTracker) Flip()          { t.bpf.Flip(); t.issued = t.allIssued() }
+
+func (t *kernelTracker) allIssued() (n uint64) {
+	for i := range t.sources {
+		n += t.bpf.Counters(i).Issued
+	}
+	return n
+}
+
+// stirred reports whether anything was written since the flip.
+func (t *kernelTracker) stirred() bool { return t.allIssued() != t.issued }
+
+func (t *kernelTracker) Pending(into *Set) {
+	t.bpf.Pending(func(d int, first, n uint64) {
+		if d < len(t.sources) {
+			into.Add(d, first, n)
+		}
+	})
+}
+
+func (t *kernelTracker) Changed(into *Set) error {
+	t.bpf.TakeDirty(0, t.layout.words, into.addWord)
+	return nil
+}
+
+func (t *kernelTracker) Conflict(disk int, first, n uint64) bool {
+	return t.bpf.Conflict(disk, first, n)
+}
+
+// Settle lets a round without conflict be a point unless an account shows that
+// something went unseen.
+func (t *kernelTracker) Settle(ctx context.Context) (bool, error) {
+	for i := range t.sources {
+		if err := t.checkCounters(i); err != nil {
+			return false, err
+		}
+	}
+	t.clean = false
+	if now := time.Now(); now.After(t.nextAudit) {
+		t.nextAudit = now.Add(auditEvery)
+		if err := t.audit(); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// audited reports whether the Settle before covered every disk.
+func (t *kernelTracker) audited() bool { return t.clean }
+
+// checkCounters looks for what the kernel side itself knows it cannot place.
+func (t *kernelTracker) checkCounters(i int) error {
+	c, b := t.bpf.Counters(i), &t.base[i].counts
+	var reason string
+	switch {
+	case c.LostIssues > b.LostIssues:
+		reason = fmt.Sprintf("%d writes were completed that were never seen to begin", c.LostIssues-b.LostIssues)
+	case c.Passthrough > b.Passthrough:
+		reason = fmt.Sprintf("%d commands were sent to the device past the block layer", c.Passthrough-b.Passthrough)
+	case c.OutOfRange > b.OutOfRange:
+		reason = fmt.Sprintf("%d requests were outside of the disk or its queues", c.OutOfRange-b.OutOfRange)
+	default:
+		return nil
+	}
+	return errors.Join(&AuditError{Disk: i, Reason: reason}, t.open(i))
+}
+
+// audit compares, for each disk that is quiet, the bytes that the kernel's
+// statistics and its tracepoints saw written.
+func (t *kernelTracker) audit() error {
+	missed, err := t.bpf.Missed()
+	if err != nil {
+		return err
+	}
+	if missed > t.missed {
+		t.missed = missed
+		return &AuditError{Disk: -1, Reason: "the kernel skipped a tracking program (recursion)"}
+	}
+	quiet, proven := 0, false
+	for i := range t.sources {
+		ok, err := t.auditDisk(i)
+		if err != nil {
+			return err
+		}
+		if ok {
+			quiet++
+			proven = proven || t.bpf.Counters(i).Bytes > 0
+		}
+	}
+	t.clean = quiet == len(t.sources)
+	if proven {
+		t.mu.Lock()
+		t.proof = "bytes written, as diskstats count them, equal those seen"
+		t.mu.Unlock()
+	}
+	return nil
+}
+
+// auditDisk reports whether the disk was quiet enough to be audited; an error
+// says that its account is wrong.
+func (t *kernelTracker) auditDisk(i int) (bool, error) {
+	s, base := t.sources[i], &t.base[i]
+	counts := t.bpf.Counters(i)
+	st, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
+	if err != nil {
+		return false, &DiskError{Disk: s.disk.Name, Op: "audit", Err: err}
+	}
+	if st.inFlight != 0 || counts != t.bpf.Counters(i) {
+		return false, nil
+	}
+	// Nothing has happened since the audit before, so what still stands in the
+	// pending table is no request.
+	if now := (observation{st, counts}); now == base.before {
+		base.lost = t.bpf.Sweep(i) > 0 || base.lost
+	} else {
+		base.before = now
+	}
+	if base.stats.inFlight != 0 { // the account could not be opened yet
+		return false, t.open(i)
+	}
+	kernel, seen := st.bytes-base.stats.bytes, counts.Bytes-base.counts.Bytes
+	if kernel == seen || t.stillMoving(i, counts, st) {
+		return kernel == seen, nil
+	}
+	if kernel > seen && t.bpf.InFlight(i) > 0 {
+		return false, nil // a completion is missing; the next quiet audit will know
+	}
+	if kernel > seen && (base.lost || counts.LostCompletions > base.counts.LostCompletions) {
+		// Completions that never came are known and their blocks marked: only the sum
+		// is short of them. The account starts anew.
+		return true, t.open(i)
+	}
+	return false, errors.Join(&AuditError{Disk: i, Reason: fmt.Sprintf("%d bytes were written, %d seen", kernel, seen)}, t.open(i))
+}
+
+// stillMoving reports whether a disk that looked quiet was not: between a
+// request's end and its entry in the statistics lies a moment.
+func (t *kernelTracker) stillMoving(i int, counts bpf.Counters, st diskstats) bool {
+	s := t.sources[i]
+	time.Sleep(20 * time.Millisecond)
+	again, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
+	return err != nil || again != st || t.bpf.Counters(i) != counts
+}
+
+func (t *kernelTracker) Close() error {
+	if t.bpf == nil {
+		return nil
+	}
+	return t.bpf.Close()
+}

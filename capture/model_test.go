@@ -1,0 +1,580 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"rehost/block"
+)
+
+// The model: the engine as it is, in one goroutine, on simulated disks and a
+// simulated kernel. A seeded scheduler interleaves its steps (every look at a
+// shared bit, every block read) with those of requests: the issue program's
+// reading of the generation, each of its marks, each block landing, completion.
+// Whoever finds a seed can run it again.
+
+const (
+	modelDisks  = 2
+	modelBlocks = 16
+	modelTags   = 7
+	never       = math.MaxInt64
+)
+
+// A variant is what may go wrong in the kernel, and what is wrong in the engine's
+// or the kernel's order of steps: a mutation, which the checker must catch.
+type variant struct {
+	name                              string
+	requeue, lostComplete, lostIssue  float64
+	noConflictTest, conflictFirst     bool
+	markLate, clearAfterRead, noFold  bool
+	noPending, pendingLate, scanEarly bool
+	mutant                            bool
+}
+
+var variants = []variant{
+	{name: "as it is"},
+	{name: "requeues", requeue: .02},
+	{name: "requeues and lost completions", requeue: .02, lostComplete: .02},
+	{name: "M no conflict test", noConflictTest: true, mutant: true},
+	{name: "M conflict test before the read", conflictFirst: true, mutant: true},
+	{name: "M filter marked after the data landed", markLate: true, mutant: true},
+	{name: "M bit cleared after the read", clearAfterRead: true, mutant: true},
+	{name: "M nothing folded back after a lost session", noFold: true, mutant: true},
+	{name: "M lost completions without a pending table", lostComplete: .02, noPending: true, mutant: true},
+	{name: "M pending table read after the scan", lostComplete: .1, pendingLate: true, mutant: true},
+	{name: "M bitmap scanned before the flip", scanEarly: true, mutant: true},
+	{name: "M lost issues", lostIssue: .01, mutant: true},
+}
+
+type modelWrite struct {
+	issued, completed int64
+	record            int32
+}
+
+// A request goes queued -> issuing -> landing -> landed -> completing -> over;
+// a requeue takes it from landing back to queued.
+type modelRequest struct {
+	id                 int32
+	disk, first, n     int
+	tag, state, marked int
+	gen                int
+	landed             uint32
+	slow               float64
+	done               func()
+	began              bool
+}
+
+const (
+	queued = iota
+	issuing
+	landing
+	landed
+	completing
+	over
+)
+
+type landedWrite struct {
+	id int32
+	at int64
+}
+
+type modelRange struct{ first, n int }
+
+// A model is the simulated machine and, as a Tracker and a Sink, what the engine sees of it.
+type model struct {
+	v   *variant
+	r   *rand.Rand
+	now int64
+
+	gen    int
+	filter [2][modelDisks][modelBlocks]bool
+	dirty  [modelDisks][modelBlocks]bool
+	pend   [modelDisks][modelTags]modelRange
+	inUse  [modelDisks][modelTags]bool
+	dev    [modelDisks][modelBlocks]int32
+	past   [modelDisks][modelBlocks][]landedWrite
+	writes []modelWrite
+	active []*modelRequest
+	queue  []*modelRequest
+	record int32
+	slow   float64
+
+	// The engine's side.
+	yield    func()
+	early    []modelBlock // scanned before the flip
+	asked    bool         // conflict, asked before the read
+	staged   map[uint64]block.Run
+	replica  [modelDisks][modelBlocks]int32
+	last     block.Seq
+	loss     float64 // of a session, at each Put and Commit
+	pauses   int     // the longest, in steps
+	points   int
+	progress int
+	bad      string
+}
+
+type modelBlock struct{ disk, block int }
+
+func (m *model) chance(p float64) bool { return p > 0 && m.r.Float64() < p }
+
+// ---- requests
+
+func (m *model) submit(disk, first, n int, record int32, done func()) {
+	q := &modelRequest{id: int32(len(m.writes)), disk: disk, first: first, n: n, tag: -1, done: done}
+	m.writes = append(m.writes, modelWrite{never, never, record})
+	if m.chance(m.slow) {
+		q.slow = []float64{.5, .9, .97, .99}[m.r.IntN(4)]
+	}
+	m.queue = append(m.queue, q)
+	m.giveTags()
+}
+
+func (m *model) giveTags() {
+	wait := m.queue[:0]
+next:
+	for _, q := range m.queue {
+		from := m.r.IntN(modelTags)
+		for i := range modelTags {
+			if t := (from + i) % modelTags; !m.inUse[q.disk][t] {
+				m.inUse[q.disk][t], q.tag = true, t
+				m.active = append(m.active, q)
+				continue next
+			}
+		}
+		wait = append(wait, q)
+	}
+	m.queue = wait
+}
+
+func (m *model) mark(gen, disk, first, n int) {
+	for b := first; b < first+n; b++ {
+		m.filter[gen&1][disk][b] = true
+	}
+}
+
+// step takes one request one step further.
+func (m *model) step(i int) {
+	q := m.active[i]
+	if q.slow > 0 && m.chance(q.slow) {
+		return
+	}
+	switch q.state {
+	case queued: // the issue program begins: it reads the generation
+		if !q.began {
+			q.began, m.writes[q.id].issued = true, m.now
+		}
+		if q.gen, q.marked, q.state = m.gen, 0, issuing; m.chance(m.v.lostIssue) {
+			q.state = landing
+		}
+	case issuing: // a mark a step, then the pending table
+		if q.marked < q.n {
+			if !m.v.markLate {
+				m.mark(q.gen, q.disk, q.first+q.marked, 1)
+			}
+			q.marked++
+			return
+		}
+		if old := m.pend[q.disk][q.tag]; old.n > 0 && !m.v.noPending { // a completion never seen
+			for b := old.first; b < old.first+old.n; b++ {
+				m.dirty[q.disk][b] = true
+			}
+		}
+		m.pend[q.disk][q.tag] = modelRange{q.first, q.n}
+		q.state = landing
+	case landing: // block by block, in any order
+		if m.chance(m.v.requeue) {
+			m.pend[q.disk][q.tag] = modelRange{}
+			q.landed, q.state = 0, queued
+			return
+		}
+		if q.landed == 1<<q.n-1 {
+			q.state = landed
+			return
+		}
+		j := m.r.IntN(q.n)
+		for q.landed>>j&1 != 0 {
+			j = (j + 1) % q.n
+		}
+		q.landed |= 1 << j
+		b := q.first + j
+		m.dev[q.disk][b] = q.id
+		m.past[q.disk][b] = append(m.past[q.disk][b], landedWrite{q.id, m.now})
+	case landed: // the completion program begins, unless it is lost
+		if q.marked, q.state = 0, completing; m.chance(m.v.lostComplete) {
+			q.state = over
+		}
+	case completing:
+		if q.marked < q.n {
+			m.dirty[q.disk][q.first+q.marked] = true
+			if m.v.markLate {
+				m.mark(m.gen, q.disk, q.first+q.marked, 1)
+			}
+			q.marked++
+			return
+		}
+		m.pend[q.disk][q.tag] = modelRange{}
+		q.state = over
+	case over: // whoever wrote is told
+		m.writes[q.id].completed = m.now
+		m.inUse[q.disk][q.tag] = false
+		m.active[i] = m.active[len(m.active)-1]
+		m.active = m.active[:len(m.active)-1]
+		if q.done != nil {
+			q.done()
+		}
+		m.giveTags()
+	}
+}
+
+// ---- writers
+
+// log writes record n to disk 0 and, once that is done, to disk 1.
+func (m *model) log() {
+	m.record++
+	n := m.record
+	m.submit(0, int(n)%5, 1, n, func() { m.submit(1, int(n)%5, 1, n, m.log) })
+}
+
+// files writes as a journalling file system does: data, journal, commit block.
+func (m *model) files(disk int) func() {
+	turn := 0
+	var run func()
+	run = func() {
+		turn++
+		m.submit(disk, 5+m.r.IntN(2), 1+m.r.IntN(3), 0, func() {
+			m.submit(disk, 9+turn%2*2, 2, 0, func() {
+				m.submit(disk, 13, 1, 0, func() {
+					if m.chance(.3) {
+						m.submit(disk, 14, 1, 0, nil)
+					}
+					if m.chance(.5) {
+						m.submit(1-disk, 5+m.r.IntN(3), 2, 0, run)
+						return
+					}
+					run()
+				})
+			})
+		})
+	}
+	return run
+}
+
+func (m *model) random(disk int) {
+	m.submit(disk, 5+m.r.IntN(9), 1+m.r.IntN(3), 0, func() { m.random(disk) })
+}
+
+// ---- the checker
+
+// check asks whether there is an instant T at which a power cut could have left
+// the replica: every write in it was issued before T, every write it lacks was
+// completed after T.
+func (m *model) check() {
+	newest, oldest := int64(-1), int64(never)
+	var logged [modelDisks]int32
+	for d := range modelDisks {
+		for b := range modelBlocks {
+			id, past := m.replica[d][b], m.past[d][b]
+			at := len(past) - 1
+			for at >= 0 && past[at].id != id {
+				at--
+			}
+			if at < 0 && id != 0 {
+				m.bad = fmt.Sprintf("block %d/%d holds write %d, which never landed there", d, b, id)
+				return
+			}
+			if id != 0 {
+				newest = max(newest, m.writes[id].issued)
+			}
+			for _, l := range past[at+1:] {
+				oldest = min(oldest, m.writes[l.id].completed)
+			}
+			if at > 0 {
+				m.past[d][b] = append(past[:0], past[at:]...)
+			}
+			if b < 5 {
+				logged[d] = max(logged[d], m.writes[id].record)
+			}
+		}
+	}
+	if newest >= oldest {
+		m.bad = fmt.Sprintf("point %v: a write issued at step %d is in it, one completed at step %d is not", m.last, newest, oldest)
+	} else if logged[1] > logged[0] {
+		m.bad = fmt.Sprintf("point %v: record %d is on the second disk, the first has only %d", m.last, logged[1], logged[0])
+	}
+}
+
+// ---- Tracker
+
+func (m *model) Method() (Method, string) { return EBPF, "model" }
+
+func (m *model) Prepare() error {
+	m.filter[(m.gen+1)&1] = [modelDisks][modelBlocks]bool{}
+	m.yield()
+	if m.early = nil; m.v.scanEarly {
+		m.scan(func(d, b int) { m.early = append(m.early, modelBlock{d, b}) })
+	}
+	return nil
+}
+
+func (m *model) Flip() { m.gen++; m.yield() }
+
+func (m *model) scan(f func(disk, block int)) {
+	for d := range modelDisks {
+		for b := range modelBlocks {
+			if m.dirty[d][b] {
+				f(d, b)
+				if !m.v.clearAfterRead {
+					m.dirty[d][b] = false
+				}
+			}
+			if b%4 == 3 {
+				m.yield()
+			}
+		}
+	}
+}
+
+func (m *model) pending(into *Set) {
+	for d := range modelDisks {
+		for t := range modelTags {
+			if p := m.pend[d][t]; p.n > 0 && !m.v.noPending {
+				into.Add(d, uint64(p.first), uint64(p.n))
+			}
+			if t%3 == 0 {
+				m.yield()
+			}
+		}
+	}
+}
+
+func (m *model) Pending(into *Set) {
+	if !m.v.pendingLate {
+		m.pending(into)
+	}
+}
+
+func (m *model) Changed(into *Set) error {
+	if m.v.scanEarly {
+		for _, x := range m.early {
+			into.Add(x.disk, uint64(x.block), 1)
+		}
+		return nil
+	}
+	m.scan(func(d, b int) { into.Add(d, uint64(b), 1) })
+	if m.v.pendingLate {
+		m.pending(into)
+	}
+	return nil
+}
+
+func (m *model) conflict(disk, first, n int) bool {
+	for b := first; b < first+n; b++ {
+		if b < modelBlocks && m.filter[m.gen&1][disk][b] {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) Conflict(disk int, first, n uint64) bool {
+	m.yield()
+	switch {
+	case m.v.noConflictTest:
+		return false
+	case m.v.conflictFirst:
+		return m.asked
+	}
+	return m.conflict(disk, int(first), int(n))
+}
+
+func (m *model) Settle(context.Context) (bool, error) { return true, nil }
+func (m *model) Close() error                         { return nil }
+
+// noise makes blocks that do not compress, which would take most of the time.
+var noise = func() []byte {
+	b := make([]byte, block.Size)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}()
+
+func (m *model) read(disk int, x block.Extent, buf []byte) error {
+	m.asked = m.conflict(disk, int(x.Start), int(x.Count))
+	for i := range int(x.Count) {
+		b := int(x.Start) + i
+		id := m.dev[disk][b]
+		if p := buf[i*block.Size:][:block.Size]; id == 0 {
+			clear(p)
+		} else {
+			copy(p, noise)
+			binary.LittleEndian.PutUint64(p, uint64(id))
+		}
+		m.yield()
+		if m.v.clearAfterRead {
+			m.dirty[disk][b] = false
+		}
+	}
+	return nil
+}
+
+// ---- Sink
+
+var errModelLost = errors.New("session lost")
+
+func (m *model) Put(_ context.Context, epoch block.Seq, ordinal uint64, run block.Run) error {
+	m.yield()
+	if m.chance(m.loss) {
+		return errModelLost
+	}
+	run.Payload = append([]byte(nil), run.Payload...)
+	m.staged[ordinal] = run
+	return nil
+}
+
+func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags block.Flags) error {
+	m.yield()
+	if m.chance(m.loss) {
+		return errModelLost
+	}
+	if uint64(len(m.staged)) != runs || p.Seq != m.last+1 {
+		m.bad = fmt.Sprintf("commit of %v with %d runs after %v with %d", p.Seq, runs, m.last, len(m.staged))
+	}
+	var buf [modelBlocks * block.Size]byte
+	for i := range runs {
+		run := m.staged[i]
+		data := buf[:run.Extent.Bytes()]
+		if err := run.Decode(data); err != nil {
+			return err
+		}
+		for j := range int(run.Extent.Count) {
+			m.replica[run.Extent.Disk][int(run.Extent.Start)+j] = int32(binary.LittleEndian.Uint64(data[j*block.Size:]))
+		}
+	}
+	clear(m.staged)
+	if m.last = p.Seq; flags.Has(block.Consistent) {
+		m.points++
+		m.check()
+	} else {
+		m.progress++
+	}
+	if m.chance(m.loss) {
+		return errModelLost // it took place, but who knows
+	}
+	return nil
+}
+
+// ---- the run
+
+type modelStopped struct{}
+
+// simulate runs one seed and returns the model at its end, or at the first violation.
+func simulate(v *variant, seed uint64, steps int64) *model {
+	m := &model{v: v, r: rand.New(rand.NewPCG(seed, 0)), staged: map[uint64]block.Run{}}
+	m.writes = []modelWrite{{-1, -1, 0}}
+	m.loss = []float64{0, .002, .02}[m.r.IntN(3)]
+	m.slow = []float64{.02, .1, .4}[m.r.IntN(3)]
+	m.pauses = []int{1, 30, 200}[m.r.IntN(3)]
+	weight := []int{1, 4, 16, 64}[m.r.IntN(4)]
+	m.log()
+	for i := range 1 + m.r.IntN(2) {
+		m.files(i % 2)()
+	}
+	for i := range m.r.IntN(4) {
+		m.random(i % 2)
+	}
+	disks := []block.Disk{{ID: 0, Size: modelBlocks * block.Size}, {ID: 1, Size: modelBlocks * block.Size}}
+	e := newEngine(Options{Disks: disks, Readers: 1, Progress: 7 * block.Size}, newLayout(disks, 0), m)
+	e.read = m.read
+	e.sleep = func(context.Context, time.Duration) error {
+		for range m.r.IntN(m.pauses) {
+			m.yield()
+		}
+		return nil
+	}
+	next, stop := iter.Pull(func(yield func(struct{}) bool) {
+		defer func() {
+			if r := recover(); r != nil && r != (modelStopped{}) {
+				panic(r)
+			}
+		}()
+		m.yield = func() {
+			if !yield(struct{}{}) {
+				panic(modelStopped{})
+			}
+		}
+		for {
+			if err := e.Run(context.Background(), m, m.last); !errors.Is(err, errModelLost) {
+				panic(err)
+			}
+			clear(m.staged)
+			if v.noFold {
+				e.todo.clear()
+			}
+		}
+	})
+	defer stop()
+	for m.now = 1; m.now < steps && m.bad == ""; m.now++ {
+		if k := m.r.IntN(len(m.active) + weight); k < len(m.active) {
+			m.step(k)
+		} else {
+			next()
+		}
+	}
+	return m
+}
+
+// TestModel runs the engine on many simulated machines: none may show a point
+// that no power cut could have left, and every mutation must be caught.
+// REHOST_MODEL_SEEDS and REHOST_MODEL_FROM set how many, and from which on.
+func TestModel(t *testing.T) {
+	number := func(name string, def uint64) uint64 {
+		if n, err := strconv.ParseUint(os.Getenv(name), 10, 64); err == nil {
+			return n
+		}
+		return def
+	}
+	const steps = 60_000
+	from := number("REHOST_MODEL_FROM", rand.Uint64N(1<<40))
+	for i := range variants {
+		v := &variants[i]
+		t.Run(v.name, func(t *testing.T) {
+			n := number("REHOST_MODEL_SEEDS", 40)
+			if raceEnabled { // the model is one goroutine: there are no races to find
+				if n = 2; v.mutant {
+					t.Skip("SKIPPED: mutations need more seeds than the race detector has time for; run without -race")
+				}
+			}
+			if v.mutant {
+				n *= 30 // and fewer, as soon as it is caught
+			}
+			points, progress, done := 0, 0, int64(0)
+			for seed := from; seed < from+n; seed++ {
+				m := simulate(v, seed, steps)
+				points, progress, done = points+m.points, progress+m.progress, done+m.now
+				if m.bad == "" {
+					continue
+				}
+				if !v.mutant {
+					t.Fatalf("seed %d: %s", seed, m.bad)
+				}
+				t.Logf("caught by seed %d, the %d. from %d: %s", seed, seed-from+1, from, m.bad)
+				return
+			}
+			if v.mutant {
+				t.Fatalf("not caught by seeds %d to %d", from, from+n-1)
+			}
+			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress", from, from+n-1, done, points, progress)
+			if points < int(n) {
+				t.Fatalf("only %d points: the model tests nothing", points)
+			}
+		})
+	}
+}

@@ -1,0 +1,285 @@
+package capture
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"rehost/block"
+)
+
+// Numbers of a round.
+const (
+	batchBlocks = 16 * block.MaxRun // what a reader takes at once where much is to be read
+	gapBlocks   = 3                 // unchanged blocks read and sent rather than cutting a run
+	hotBlocks   = 8                 // longest run among recently hot blocks
+	heatMax     = 1 << 16           // hot granules remembered
+	heatLife    = 8                 // commits after which a granule is no longer hot
+)
+
+// An epoch is what goes to the sink under one number.
+type epoch struct {
+	sink  Sink
+	point block.Point
+	runs  atomic.Uint64 // put so far
+	bytes atomic.Int64  // payload put so far
+}
+
+// A piece is what a reader takes: granules one behind the other.
+type piece struct {
+	disk     int
+	first, n uint64
+}
+
+// round cuts an instant T and reads everything that may differ from the replica
+// at T. It reports whether the epoch is the state at T. The order of its steps
+// is the whole proof: docs/capture.md.
+//
+// Whatever is read stands in staged until the epoch is committed; after an error
+// the caller folds it back.
+func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error) {
+	if err := e.tracker.Prepare(); err != nil {
+		return false, err
+	}
+	ep.point.Time = e.now()
+	e.tracker.Flip()
+	e.tracker.Pending(e.todo)
+	if err := e.tracker.Changed(e.todo); err != nil {
+		return false, err
+	}
+	e.conflicts.Store(0)
+	e.status.beginRound(e)
+	for e.todo.count > 0 {
+		if err := e.drain(ctx, ep); err != nil {
+			return false, err
+		}
+		if e.todo.count > 0 { // only while the first copy is under way
+			if err := e.commit(ctx, ep, 0); err != nil {
+				return false, err
+			}
+		}
+	}
+	if n := e.conflicts.Load(); n > 0 {
+		e.status.conflicted(n)
+		return false, nil
+	}
+	return e.tracker.Settle(ctx)
+}
+
+// drain reads and puts what is to be read, by several readers: all of it, or,
+// during the first copy, so much that committing it as progress is worth while.
+func (e *Engine) drain(ctx context.Context, ep *epoch) error {
+	l := &leg{e: e, hot: e.hotPieces(), room: ^uint64(0)}
+	if !e.synced {
+		l.room = max(1, uint64(e.progress)/block.Size>>e.layout.shift)
+	}
+	if e.workers <= 1 {
+		return e.reader(ctx, ep, l, e.buffers[0])
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range min(e.workers, int(min(e.todo.count, 1<<20))) {
+		g.Go(func() error { return e.reader(ctx, ep, l, e.buffers[i]) })
+	}
+	return g.Wait()
+}
+
+// A leg hands the set to be read out to readers, piece by piece.
+type leg struct {
+	e *Engine
+
+	mu   sync.Mutex // guards todo and staged of the engine while the leg lasts, and:
+	hot  []piece
+	from uint64 // first bit not yet looked at
+	room uint64 // granules that may still be taken
+}
+
+// take moves the next piece from todo to staged. Recently hot blocks come
+// first: the sooner after T they are read, the likelier nobody wrote them since.
+func (l *leg) take() (p piece, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.hot) > 0 {
+		p, l.hot = l.hot[0], l.hot[1:]
+	} else if p, ok = l.cold(); !ok {
+		return p, false
+	}
+	lo := l.e.layout.bit(p.disk, p.first)
+	l.e.todo.remove(lo, lo+p.n)
+	l.e.staged.Add(p.disk, p.first, p.n)
+	l.room -= min(l.room, p.n)
+	return p, true
+}
+
+func (l *leg) cold() (piece, bool) {
+	set, lay := l.e.todo, &l.e.layout
+	lo, ok := set.next(l.from)
+	if !ok || l.room == 0 {
+		return piece{}, false
+	}
+	disk, first := lay.disk(lo)
+	end := lay.bit(disk, lay.disks[disk].granules)
+	most, gap := uint64(batchBlocks)>>lay.shift, uint64(gapBlocks)>>lay.shift
+	hi := lo + 1
+	for hi < end && hi-lo < most {
+		if set.has(hi) {
+			hi++
+			continue
+		}
+		next, ok := set.next(hi)
+		if !ok || next-hi > gap || next >= end {
+			break
+		}
+		hi = next
+	}
+	l.from = hi
+	return piece{disk, first, hi - lo}, true
+}
+
+// hotPieces are the parts of todo that conflicted lately.
+func (e *Engine) hotPieces() (out []piece) {
+	bits := make([]uint64, 0, len(e.heat))
+	for b := range e.heat {
+		if e.todo.has(b) {
+			bits = append(bits, b)
+		}
+	}
+	slices.Sort(bits)
+	most := max(1, uint64(hotBlocks)>>e.layout.shift)
+	for _, b := range bits {
+		disk, g := e.layout.disk(b)
+		if n := len(out); n > 0 && out[n-1].disk == disk && out[n-1].first+out[n-1].n == g && out[n-1].n < most {
+			out[n-1].n++
+			continue
+		}
+		out = append(out, piece{disk, g, 1})
+	}
+	return out
+}
+
+func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) error {
+	for {
+		if err := e.waitResumed(ctx); err != nil {
+			return err
+		}
+		p, ok := l.take()
+		if !ok {
+			return nil
+		}
+		if err := e.copyPiece(ctx, ep, p, buf); err != nil {
+			return err
+		}
+	}
+}
+
+// copyPiece reads a piece run by run, asks after each read whether it came too
+// late, and puts it. Zeros one behind the other become one run.
+func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) error {
+	var zeros block.Extent
+	flush := func() error {
+		if zeros.Count == 0 {
+			return nil
+		}
+		run := block.Run{Extent: zeros, Codec: block.Zero}
+		zeros.Count = 0
+		return e.put(ctx, ep, run)
+	}
+	most := uint64(block.MaxRun) >> e.layout.shift
+	for p.n > 0 {
+		n := min(p.n, most)
+		x := e.layout.extent(p.disk, p.first, n)
+		x.Disk = e.disks[p.disk].ID
+		data := buf[:x.Bytes()]
+		if err := e.read(p.disk, x, data); err != nil {
+			return err
+		}
+		if e.tracker.Conflict(p.disk, p.first, n) {
+			e.conflict(p.disk, p.first, n)
+		}
+		e.status.read(p.disk, x.Bytes())
+		if e.compare == nil || !e.compare.same(p.disk, p.first, n, data) {
+			run := e.codec.encode(x, data)
+			switch {
+			case run.Codec != block.Zero:
+				if err := flush(); err != nil {
+					return err
+				}
+				if err := e.put(ctx, ep, run); err != nil {
+					return err
+				}
+			case zeros.Count == 0:
+				zeros = x
+			case zeros.End() == x.Start:
+				zeros.Count += x.Count
+			default: // same content in between
+				if err := flush(); err != nil {
+					return err
+				}
+				zeros = x
+			}
+		}
+		p.first, p.n = p.first+n, p.n-n
+	}
+	return flush()
+}
+
+func (e *Engine) put(ctx context.Context, ep *epoch, run block.Run) error {
+	ordinal := ep.runs.Add(1) - 1
+	if err := ep.sink.Put(ctx, ep.point.Seq, ordinal, run); err != nil {
+		return err
+	}
+	ep.bytes.Add(int64(len(run.Payload)))
+	e.status.sent(len(run.Payload))
+	return nil
+}
+
+// conflict counts a run that was read too late and remembers where it was hot.
+func (e *Engine) conflict(disk int, first, n uint64) {
+	e.conflicts.Add(1)
+	e.heatMu.Lock()
+	defer e.heatMu.Unlock()
+	for g := first; g < first+n && len(e.heat) < heatMax; g++ {
+		if n == 1 || e.tracker.Conflict(disk, g, 1) {
+			e.heat[e.layout.bit(disk, g)] = heatLife
+		}
+	}
+}
+
+func (e *Engine) cool() {
+	for b, life := range e.heat {
+		if life <= 1 {
+			delete(e.heat, b)
+		} else {
+			e.heat[b] = life - 1
+		}
+	}
+}
+
+// A codec compresses where that pays: after eight runs in a row that did not
+// shrink only one in sixteen is tried.
+type codec struct {
+	stubborn, turn atomic.Uint32
+}
+
+func (c *codec) encode(x block.Extent, data []byte) block.Run {
+	try := c.stubborn.Load() < 8 || c.turn.Add(1)%16 == 0
+	run := block.Encode(x, data, try)
+	switch {
+	case run.Codec == block.Zstd:
+		c.stubborn.Store(0)
+	case run.Codec == block.Raw && try:
+		c.stubborn.Add(1)
+	}
+	return run
+}
+
+// lag is how old the newest consistent point is.
+func lag(now, point time.Time) time.Duration {
+	if point.IsZero() {
+		return 0
+	}
+	return max(0, now.Sub(point))
+}

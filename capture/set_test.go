@@ -1,0 +1,90 @@
+package capture
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"rehost/block"
+)
+
+// TestSet_Model compares every operation with the same one on a plain map, for
+// disks whose ends lie within a word, at its end, and behind a summary word.
+func TestSet_Model(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	disks := []block.Disk{{Size: 100*block.Size + 1}, {Size: 64 * block.Size}, {Size: 9000 * block.Size}}
+	l := newLayout(disks, 0)
+	s, o := newSet(&l), newSet(&l)
+	want, other := map[uint64]bool{}, map[uint64]bool{}
+	random := func() (disk int, first, n uint64) {
+		disk = r.IntN(len(disks))
+		return disk, r.Uint64N(l.disks[disk].granules + 2), r.Uint64N(200)
+	}
+	for step := range 4000 {
+		disk, first, n := random()
+		switch r.IntN(8) {
+		case 0, 1, 2:
+			s.Add(disk, first, n)
+			for g := first; g < min(first+n, l.disks[disk].granules); g++ {
+				want[l.bit(disk, g)] = true
+			}
+		case 3, 4:
+			lo := l.bit(disk, min(first, l.disks[disk].granules))
+			hi := l.bit(disk, min(first+n, l.disks[disk].granules))
+			s.remove(lo, hi)
+			for b := lo; b < hi; b++ {
+				delete(want, b)
+			}
+		case 5:
+			o.Add(disk, first, n)
+			for g := first; g < min(first+n, l.disks[disk].granules); g++ {
+				other[l.bit(disk, g)] = true
+			}
+		case 6:
+			s.addAll(o)
+			for b := range other {
+				want[b] = true
+			}
+		case 7:
+			if r.IntN(20) == 0 {
+				s.clear()
+				clear(want)
+			}
+		}
+		if s.count != uint64(len(want)) {
+			t.Fatalf("seed %d, step %d: count %d, want %d", seed, step, s.count, len(want))
+		}
+		perDisk := make([]uint64, len(disks))
+		for b := range want {
+			d, g := l.disk(b)
+			if !s.has(b) || l.bit(d, g) != b || g >= l.disks[d].granules {
+				t.Fatalf("seed %d, step %d: bit %d is missing or belongs to %d/%d", seed, step, b, d, g)
+			}
+			perDisk[d]++
+		}
+		seen := 0
+		for b, ok := s.next(0); ok; b, ok = s.next(b + 1) {
+			if seen++; !want[b] {
+				t.Fatalf("seed %d, step %d: next finds %d", seed, step, b)
+			}
+		}
+		if seen != len(want) {
+			t.Fatalf("seed %d, step %d: next finds %d bits, want %d", seed, step, seen, len(want))
+		}
+		for d, n := range perDisk {
+			if got := s.countDisk(d); got != n {
+				t.Fatalf("seed %d, step %d: disk %d has %d, want %d", seed, step, d, got, n)
+			}
+		}
+	}
+}
+
+// TestKernelShift keeps a server's bitmap in bounds, whatever its disks.
+func TestKernelShift(t *testing.T) {
+	for size, want := range map[int64]uint{1 << 30: 0, 1 << 40: 0, 2 << 40: 1, 16 << 40: 4, 64 << 40: 6} {
+		disks := []block.Disk{{Size: size}}
+		if got := kernelShift(disks); got != want {
+			t.Errorf("%d GiB: shift %d, want %d", size>>30, got, want)
+		}
+	}
+}

@@ -1,0 +1,34 @@
+package capture
+
+import (
+	"context"
+
+	"rehost/block"
+)
+
+// A Sink takes an epoch run by run and makes it a recovery point as a whole, for
+// all disks together. wire.Session is one.
+type Sink interface {
+	// Put stages one run of an epoch. Many are called at once. Ordinals count from
+	// 0 in the order in which runs were read: of two runs of one epoch that hold
+	// the same block, the higher ordinal is the block's content. The payload is
+	// the caller's again when Put returns: it must be neither kept nor changed.
+	Put(ctx context.Context, epoch block.Seq, ordinal uint64, run block.Run) error
+
+	// Commit completes the epoch point.Seq, whose Puts, runs of them, have all
+	// returned. It returns nil once the point is durable. After an error it may
+	// have taken place or not; the next session says which.
+	Commit(ctx context.Context, point block.Point, runs uint64, flags block.Flags) error
+}
+
+// A Retractor is a [Sink] that can withdraw every point after an epoch, which is
+// needed when an audit finds that changes may have gone unseen.
+type Retractor interface {
+	Retract(ctx context.Context, after block.Seq) error
+}
+
+// A Limiter is a [Sink] whose Put waits so that no more than so many bytes a
+// second leave on average; 0 is no limit.
+type Limiter interface {
+	SetBandwidth(bytesPerSecond int64)
+}

@@ -1,0 +1,93 @@
+package capture
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"rehost/block"
+)
+
+// A source is a disk open for reading past every cache: the block device's page
+// cache does not follow what a mounted file system writes.
+type source struct {
+	disk         block.Disk
+	file         *os.File
+	major, minor uint32
+}
+
+func openSource(d block.Disk) (*source, error) {
+	f, err := os.OpenFile(d.Name, os.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &DiskError{Disk: d.Name, Op: "open", Err: errors.Unwrap(err)}
+	}
+	s := &source{disk: d, file: f}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		f.Close()
+		return nil, &DiskError{Disk: d.Name, Op: "open", Err: fmt.Errorf("%w: not a block device", ErrBadDevice)}
+	}
+	s.major, s.minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	if err := s.checkSize(); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func deviceSize(fd uintptr) (int64, error) {
+	var n uint64
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.BLKGETSIZE64, uintptr(unsafe.Pointer(&n)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int64(n), nil
+}
+
+// checkSize finds disks that have shrunk, grown or gone.
+func (s *source) checkSize() error {
+	n, err := deviceSize(s.file.Fd())
+	switch {
+	case err != nil:
+		return &DiskError{Disk: s.disk.Name, Op: "size", Err: err}
+	case n < s.disk.Size:
+		return &DiskError{Disk: s.disk.Name, Op: "size", Err: fmt.Errorf("%w: %d bytes, was %d", ErrShrunk, n, s.disk.Size)}
+	case n > s.disk.Size:
+		return &DiskError{Disk: s.disk.Name, Op: "size", Err: fmt.Errorf("the disk has grown from %d to %d bytes; remove it from replication and add it again", s.disk.Size, n)}
+	}
+	return nil
+}
+
+// read fills buf, which is aligned, with an extent. Behind the end of a disk
+// whose size is no multiple of a block there are zeros; anywhere else a byte
+// that cannot be read is an error.
+func (s *source) read(e block.Extent, buf []byte) error {
+	n := int(min(e.Bytes(), s.disk.Size-e.Offset()))
+	for at := 0; at < n; {
+		k, err := unix.Pread(int(s.file.Fd()), buf[at:n], e.Offset()+int64(at))
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && k == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return &DiskError{Disk: s.disk.Name, Op: "read", Offset: e.Offset() + int64(at), Err: err}
+		}
+		at += k
+	}
+	clear(buf[n:e.Bytes()])
+	return nil
+}
+
+// newBuffer is the memory of the longest run, aligned for direct reads.
+func newBuffer() []byte {
+	const align = 4096
+	b := make([]byte, block.MaxRun*block.Size+align)
+	skip := -uintptr(unsafe.Pointer(&b[0])) & (align - 1)
+	return b[skip : skip+block.MaxRun*block.Size]
+}

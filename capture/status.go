@@ -1,0 +1,205 @@
+package capture
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"rehost/block"
+)
+
+// A State says how far replication is. The names are MGN's data replication
+// states where it has one.
+//
+//	STALLED --Run--> INITIAL_SYNC --first point--> CONTINUOUS <--> BACKLOG <--> NOT_CONVERGING
+//	   ^                                                |
+//	   +------------------- Run returns ----------------+        PAUSED: any of them, by Pause
+type State string
+
+// The states.
+const (
+	Stalled       State = "STALLED"        // no sink
+	InitialSync   State = "INITIAL_SYNC"   // the first copy is under way
+	Backlog       State = "BACKLOG"        // catching up: more than a moment's changes are to be sent
+	Continuous    State = "CONTINUOUS"     // points follow each other
+	NotConverging State = "NOT_CONVERGING" // no point within the deadline: writes outrun the reads
+	Paused        State = "PAUSED"
+)
+
+// A DiskStatus is what is known of one disk, in bytes.
+type DiskStatus struct {
+	Disk       block.Disk
+	Replicated int64 // durable on the other side
+	Backlog    int64 // known to be changed and not yet read
+}
+
+// A Status is a moment's view of an [Engine].
+type Status struct {
+	State  State
+	Method Method
+	Reason string // why this method, and how it was shown to work
+	Err    error  // why the last Run returned
+
+	Disks                      []DiskStatus
+	Total, Replicated, Backlog int64 // bytes, of all disks
+
+	Point block.Point   // the newest consistent point
+	Lag   time.Duration // its age; 0 without one
+	ETA   time.Duration // until the backlog is read, at the present rate; 0: none or unknown
+
+	ReadRate, SentRate  float64 // bytes a second, over the last seconds
+	BytesRead, SentSize int64   // since the engine was opened; sent is after compression
+
+	Epochs, Rounds, Conflicts uint64
+	Retractions               uint64
+	LastAudit                 string    // the last audit that failed, if any
+	Audited                   block.Seq // the last point under an audit that was clean for every disk
+}
+
+// status is the engine's account of itself.
+type status struct {
+	bytesRead, bytesSent atomic.Int64
+	backlog              []atomic.Int64 // bytes of each disk, while a round runs
+
+	mu         sync.Mutex // guards:
+	running    bool
+	err        error
+	point      block.Point
+	replicated []int64
+	lastTry    time.Time // when the rounds without a point began
+	epochs     uint64
+	rounds     uint64
+	conflicts  uint64
+	retracts   uint64
+	audit      string
+	audited    block.Seq
+	synced     bool
+	reads      meter
+	sends      meter
+}
+
+func (s *status) init(e *Engine) {
+	s.backlog = make([]atomic.Int64, len(e.disks))
+	s.replicated = make([]int64, len(e.disks))
+	for i := range e.disks {
+		s.backlog[i].Store(e.disks[i].Size)
+	}
+}
+
+func (s *status) began() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running, s.err, s.lastTry = true, nil, time.Now()
+}
+
+func (s *status) ended(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running, s.err = false, err
+}
+
+func (s *status) beginRound(e *Engine) {
+	for i := range e.disks {
+		s.backlog[i].Store(min(e.disks[i].Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size))
+	}
+	s.mu.Lock()
+	s.rounds++
+	s.mu.Unlock()
+}
+
+func (s *status) read(disk int, n int64) {
+	s.bytesRead.Add(n)
+	if s.backlog[disk].Add(-n) < 0 { // blocks read through gaps were never in it
+		s.backlog[disk].Store(0)
+	}
+}
+
+func (s *status) sent(n int) { s.bytesSent.Add(int64(n)) }
+
+func (s *status) conflicted(n int64) {
+	s.mu.Lock()
+	s.conflicts += uint64(n)
+	s.mu.Unlock()
+}
+
+func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, d := range e.disks {
+		s.replicated[i] = d.Size
+		if !s.synced && !flags.Has(block.InitialSyncDone) {
+			s.replicated[i] = d.Size - min(d.Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size)
+		}
+	}
+	s.audited = e.clean
+	if flags.Has(block.Consistent) {
+		s.point, s.lastTry, s.synced = p, time.Now(), true
+		s.epochs++
+	}
+}
+
+func (s *status) mistrusted(a *AuditError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retracts++
+	s.audit = a.Error()
+}
+
+// A meter is a rate over the last few seconds.
+type meter struct {
+	at   time.Time
+	n    int64
+	rate float64
+}
+
+func (m *meter) update(now time.Time, n int64) float64 {
+	if m.at.IsZero() {
+		m.at, m.n = now, n
+		return 0
+	}
+	if d := now.Sub(m.at); d >= time.Second {
+		m.rate, m.at, m.n = float64(n-m.n)/d.Seconds(), now, n
+	}
+	return m.rate
+}
+
+// Status is the engine's state now. Rates need it to be called now and then.
+func (e *Engine) Status() Status {
+	e.mu.Lock()
+	paused := e.resume != nil
+	e.mu.Unlock()
+	s := &e.status
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	out := Status{
+		Err: s.err, Point: s.point, Lag: lag(now, s.point.Time),
+		BytesRead: s.bytesRead.Load(), SentSize: s.bytesSent.Load(),
+		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit, Audited: s.audited,
+	}
+	out.Method, out.Reason = e.tracker.Method()
+	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
+	for i, d := range e.disks {
+		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load()}
+		out.Disks = append(out.Disks, ds)
+		out.Total, out.Replicated, out.Backlog = out.Total+d.Size, out.Replicated+ds.Replicated, out.Backlog+ds.Backlog
+	}
+	if out.ReadRate > 0 && out.Backlog > 0 {
+		out.ETA = time.Duration(float64(out.Backlog) / out.ReadRate * float64(time.Second))
+	}
+	switch {
+	case paused:
+		out.State = Paused
+	case !s.running:
+		out.State = Stalled
+	case !s.synced:
+		out.State = InitialSync
+	case now.Sub(s.lastTry) > e.deadline:
+		out.State = NotConverging
+	case now.Sub(s.lastTry) > 10*e.idle:
+		out.State = Backlog
+	default:
+		out.State = Continuous
+	}
+	return out
+}
