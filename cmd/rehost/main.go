@@ -19,7 +19,9 @@ import (
 
 // CLI is the command line; each command is a field.
 type CLI struct {
-	Store StoreCmd `cmd:"" help:"Look into a store directly, without the service."`
+	Serve      ServeCmd      `cmd:"" help:"Run the service, with a replication server inside."`
+	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
+	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
 
 func main() {
@@ -65,6 +67,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		cmd.Bind(&cli)
 		cmd.BindTo(ctx, (*context.Context)(nil))
 		cmd.BindTo(stdout, (*io.Writer)(nil))
+		cmd.Bind(&logOutput{stderr})
 		return cmd.Run()
 	}()
 	if err == nil {
@@ -98,6 +101,7 @@ var outcomes = []struct {
 	{store.ErrNoPoint, statusNotFound, "rehost store inspect lists the points that can be opened"},
 	{store.ErrBadID, statusUsage, "a replica has the name of its source server, like s-0123456789abcdef0"},
 	{store.ErrLocked, statusInUse, "stop the replication server that writes this replica"},
+	{errInUse, statusInUse, "stop the other process, or name another directory with --data"},
 	{store.ErrFull, statusError, "free some space and try again"},
 	{os.ErrNotExist, statusNotFound, ""},
 	{os.ErrPermission, statusError, "run it as the user the replication server runs as"},

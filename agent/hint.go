@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rehost/awsapi"
+	"rehost/ca"
+	"rehost/capture"
+	"rehost/wire"
+)
+
+// ErrNotRoot says that the agent needs privileges that this process has not.
+var ErrNotRoot = errors.New("the agent reads disks and traces the kernel, for which it must be root")
+
+// Hint is what a person can do about an error of this package; "" if nothing
+// comes to mind.
+func Hint(err error) string {
+	var connect *connectError
+	var refused *wire.RefusedError
+	var api *awsapi.CallError
+	switch {
+	case errors.Is(err, ErrNotRoot):
+		return "run it with sudo"
+	case errors.Is(err, ErrCopied):
+		return "on a launched copy remove the agent (rehost-agent uninstall); to replicate this machine too, uninstall and install again"
+	case errors.Is(err, ErrNotInstalled):
+		return "install it with: rehost-agent install"
+	case errors.Is(err, ErrRunning):
+		return "rehost-agent status shows what it does"
+	case errors.Is(err, ErrNoRoot):
+		return "name the disks with --devices, and with --no-prompt --force-volumes exactly these are taken"
+	case errors.Is(err, ErrNoIdentity):
+		return "systemd-machine-id-setup or dbus-uuidgen --ensure gives the machine one"
+	case errors.As(err, &refused):
+		return refused.Hint
+	case errors.As(err, &api):
+		return callHint(api)
+	case errors.Is(err, ca.ErrFingerprint):
+		return "compare --ca-fingerprint with what the service prints at its start; if it is right, someone answers in the service's place"
+	}
+	if h := tlsHint(err); h != "" {
+		return h
+	}
+	return networkHint(err, errors.As(err, &connect))
+}
+
+// callHint is about what the service answered.
+func callHint(e *awsapi.CallError) string {
+	if e.Hint != "" {
+		return e.Hint
+	}
+	switch e.Name {
+	case awsapi.UnrecognizedClient:
+		if e.Operation == "CreateSessionForMgn" {
+			return "the service does not take this agent's certificate: it was revoked, or issued by another service"
+		}
+		return "there is no such access key: check --aws-access-key-id, and that the key is active; temporary keys (ASIA...) need their session token"
+	case awsapi.InvalidSignature:
+		return "the secret access key does not belong to the access key id, or --region is not the service's"
+	case awsapi.ExpiredToken:
+		return "the credentials have expired: make new ones"
+	case awsapi.AccessDenied:
+		if e.Operation == "CreateSessionForMgn" {
+			return "the source server was disconnected, or its certificate revoked; to replicate this machine again, install again"
+		}
+		return "the installing user needs the policy AWSApplicationMigrationAgentInstallationPolicy; a key that was made for one installation may have run out"
+	case awsapi.Uninitialized:
+		return "initialize the service first: aws mgn initialize-service"
+	}
+	return ""
+}
+
+// tlsHint is about certificates: the names, dates and issuers on them.
+func tlsHint(err error) string {
+	var invalid x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Sprintf("a certificate is outside its dates: check this machine's clock, which says %s; an agent that was off for longer than its certificate lasts is installed again, and finds its source server", time.Now().UTC().Format(time.RFC3339))
+	case errors.As(err, &unknown), errors.As(err, &invalid):
+		return "the server's certificate comes from another authority than the one given with --ca: take ca.pem from this service"
+	case errors.Is(err, ca.ErrName):
+		return "the other side proved to be someone else: check the address, and what stands between (a proxy that breaks TLS is not allowed)"
+	case errors.As(err, &record):
+		return "whoever answers there does not speak TLS: check the port"
+	case err != nil && strings.Contains(err.Error(), "remote error: tls:"):
+		return "the other side refused this agent's certificate: it expired, was revoked, or belongs to another service"
+	}
+	return ""
+}
+
+func networkHint(err error, replication bool) string {
+	var dns *net.DNSError
+	var timeout net.Error
+	open := "check the address, and that firewalls let this machine reach it (TCP 8443)"
+	if replication {
+		open = "open TCP 1500 from this machine to the replication server"
+	}
+	switch {
+	case errors.As(err, &dns):
+		return "the name does not resolve: check --endpoint and this machine's DNS"
+	case errors.Is(err, unix.ECONNREFUSED):
+		return "nothing listens there: " + open
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer: " + open
+	case errors.Is(err, capture.ErrShrunk), errors.Is(err, capture.ErrBadDevice):
+		return "lsblk lists the disks of this machine"
+	case replication:
+		return open
+	}
+	return ""
+}

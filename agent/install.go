@@ -1,0 +1,320 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+	"rehost/block"
+	"rehost/ca"
+	"rehost/capture"
+	"rehost/capture/bpf"
+)
+
+// A Prompter asks whoever installs for what is missing.
+type Prompter interface {
+	Line(question string) (string, error)
+	Secret(question string) (string, error) // read without echo
+}
+
+// InstallOptions are the parameters of an installation, named as MGN's
+// installer names them.
+type InstallOptions struct {
+	StateDir    string // "" is DefaultStateDir
+	Endpoint    string // host, host:port or https URL
+	Region      string
+	Credentials Credentials // used for this installation and written nowhere
+
+	CA            string // file with the service's certificate authority
+	CAFingerprint string // its SHA-256, if it is to be fetched from the endpoint
+
+	Prompt         Prompter // nil: nothing is asked
+	Devices        []string
+	ForceVolumes   bool // exactly Devices, nothing is detected
+	Tags           map[string]string
+	UserProvidedID string
+	NoReplication  bool
+	Service        string // one of the Service constants; "" is what the machine has
+
+	Machine Machine
+	System  capture.System
+	Log     *slog.Logger // nil is slog.Default()
+	Out     io.Writer    // what people are told; nil is nothing
+}
+
+// Installed is what an installation made, or found.
+type Installed struct {
+	SourceServerID string
+	ARN            string
+	New            bool // false: the service knew the machine already
+	Disks          []block.Disk
+	Service        string
+}
+
+// Install registers this machine and leaves a running agent. It may be run
+// again: the machine stays the same source server. When it fails, nothing new
+// is left on the machine.
+func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
+	if os.Geteuid() != 0 {
+		return nil, ErrNotRoot
+	}
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	root, err := findRoot(ctx, o.Endpoint, o.CA, o.CAFingerprint)
+	if err != nil {
+		return nil, err
+	}
+	disks, err := o.disks()
+	if err != nil {
+		return nil, err
+	}
+	o.probe(disks)
+	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Root: root}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
+	defer c.Close()
+	if _, err := awsapi.Call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{}); err != nil {
+		return nil, err
+	}
+	config, registered, err := o.register(ctx, c, disks)
+	if err != nil {
+		return nil, err
+	}
+	o.say("Registered as source server %s.", config.SourceServerID)
+	pair, err := enrol(ctx, c, config.SourceServerID)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.settle(ctx, config, root, pair); err != nil {
+		return nil, err
+	}
+	out := &Installed{SourceServerID: config.SourceServerID, ARN: registered.Arn, New: registered.IsNew != nil && *registered.IsNew, Service: config.Service}
+	out.Disks, err = blockDisks(registered.Disks)
+	return out, err
+}
+
+func (o *InstallOptions) say(format string, args ...any) {
+	if o.Out != nil {
+		fmt.Fprintf(o.Out, format+"\n", args...)
+	}
+}
+
+// complete asks for what is missing, fills in defaults and checks the rest.
+func (o *InstallOptions) complete() (err error) {
+	if o.StateDir == "" {
+		o.StateDir = DefaultStateDir
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Service == "" {
+		o.Service = ServiceDetached
+		if systemdRuns() {
+			o.Service = ServiceSystemd
+		}
+	}
+	if o.ForceVolumes && o.Prompt != nil {
+		return errors.New("--force-volumes is only for an installation with --no-prompt")
+	}
+	if o.ForceVolumes && len(o.Devices) == 0 {
+		return errors.New("--force-volumes takes the disks of --devices and detects none: list them, the root disk too")
+	}
+	for _, q := range []struct {
+		to       *string
+		flag     string
+		question string
+		secret   bool
+		wanted   bool
+	}{
+		{&o.Endpoint, "--endpoint", "Address of the service (host or host:port)", false, true},
+		{&o.Region, "--region", "Region of the service", false, true},
+		{&o.Credentials.AccessKeyID, "--aws-access-key-id", "Access key id", false, true},
+		{&o.Credentials.SecretAccessKey, "--aws-secret-access-key", "Secret access key", true, true},
+		{&o.Credentials.SessionToken, "--aws-session-token", "Session token", true, false},
+	} {
+		if q.to == &o.Credentials.SessionToken {
+			q.wanted = strings.HasPrefix(o.Credentials.AccessKeyID, "ASIA") // temporary keys have one
+		}
+		if *q.to != "" || !q.wanted {
+			continue
+		}
+		if o.Prompt == nil {
+			return fmt.Errorf("%s is missing", q.flag)
+		}
+		ask := o.Prompt.Line
+		if q.secret {
+			ask = o.Prompt.Secret
+		}
+		if *q.to, err = ask(q.question); err != nil {
+			return fmt.Errorf("ask for %s: %w", q.flag, err)
+		}
+		if *q.to = strings.TrimSpace(*q.to); *q.to == "" {
+			return fmt.Errorf("%s is missing", q.flag)
+		}
+	}
+	if o.CA == "" && o.CAFingerprint == "" && o.Prompt != nil {
+		if o.CAFingerprint, err = o.Prompt.Line("SHA-256 fingerprint of the service's certificate authority, as it printed it"); err != nil {
+			return fmt.Errorf("ask for --ca-fingerprint: %w", err)
+		}
+	}
+	o.CAFingerprint = normalFingerprint(o.CAFingerprint)
+	o.Endpoint, err = ParseEndpoint(o.Endpoint)
+	return err
+}
+
+// normalFingerprint is the form that [ca.Fingerprint] has.
+func normalFingerprint(text string) string {
+	return strings.ToLower(strings.ReplaceAll(strings.TrimSpace(text), ":", ""))
+}
+
+// disks selects what is replicated, asking if it may.
+func (o *InstallOptions) disks() ([]Device, error) {
+	if o.Prompt != nil && len(o.Devices) == 0 {
+		all, _, err := selectDevices(o.System, nil, false)
+		if err != nil {
+			return nil, err
+		}
+		o.say("Disks of this machine:")
+		for _, d := range all {
+			note := ""
+			if d.Boot {
+				note = "  (root, always replicated)"
+			}
+			o.say("  %-14s %10s%s", d.Name, humanBytes(d.Size), note)
+		}
+		answer, err := o.Prompt.Line("Disks to replicate, separated by commas (Enter for all)")
+		if err != nil {
+			return nil, fmt.Errorf("ask for --devices: %w", err)
+		}
+		o.Devices = strings.FieldsFunc(answer, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	disks, rootless, err := selectDevices(o.System, o.Devices, o.ForceVolumes)
+	if err != nil {
+		return nil, err
+	}
+	if rootless {
+		o.say("WARNING: the root disk is not among the disks listed. %s counts as the boot disk: nothing will start from the replica unless it can.", disks[0].Name)
+	}
+	return disks, nil
+}
+
+// probe says how changes will be found, before anything is decided.
+func (o *InstallOptions) probe(disks []Device) {
+	for _, d := range disks {
+		o.say("Replicates %s, %s.", d.Name, humanBytes(d.Size))
+	}
+	if err := bpf.Supported(); err != nil {
+		o.say("This kernel cannot track changes (%v): the disks will be read and compared again and again instead.", err)
+		return
+	}
+	o.say("This kernel tracks changes (eBPF): no module, no restart.")
+}
+
+func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks []Device) (config Config, out *formgn.RegisterAgentForMgnResponse, err error) {
+	properties, err := o.Machine.Properties()
+	if err != nil {
+		return config, nil, err
+	}
+	properties.Disks = inventoryDisks(disks)
+	if !o.ForceVolumes {
+		all, _, err := selectDevices(o.System, nil, false)
+		if err != nil {
+			return config, nil, err
+		}
+		properties.Disks = inventoryDisks(all)
+	}
+	in := &formgn.RegisterAgentForMgnRequest{
+		SourceProperties: properties, ReplicatedDisks: inventoryDisks(disks),
+		NoReplication: pointer(o.NoReplication), AgentVersion: pointer(Version), Tags: o.Tags,
+	}
+	if o.UserProvidedID != "" {
+		in.UserProvidedID = &o.UserProvidedID
+	}
+	if out, err = awsapi.Call(ctx, c, formgn.RegisterAgentForMgn, in); err != nil {
+		return config, nil, err
+	}
+	return Config{
+		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
+		MachineID: *properties.MachineID, Disks: disks, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, Installed: time.Now().UTC(),
+	}, out, nil
+}
+
+// enrol makes the agent's key, which never leaves this machine, and has it certified.
+func enrol(ctx context.Context, c *awsapi.Client, server string) (tls.Certificate, error) {
+	key, text, err := newRequest()
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	out, err := awsapi.Call(ctx, c, formgn.IssueClientCertificateForMgn, &formgn.IssueClientCertificateForMgnRequest{
+		SourceServerID: server, CertificateSigningRequest: text})
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return issued(out, key, server)
+}
+
+// settle writes the state, the configuration last since it is what makes an
+// installation one, and starts the agent. An agent that ran before ends first.
+func (o *InstallOptions) settle(ctx context.Context, config Config, root *x509.Certificate, pair tls.Certificate) (err error) {
+	dir := stateDir(o.StateDir)
+	if _, err = dir.create(); err != nil {
+		return err
+	}
+	old, oldErr := dir.config()
+	defer func() {
+		if err != nil && oldErr != nil { // nothing was here: nothing stays
+			err = errors.Join(err, removeService(config.Service, true), stopRunning(context.WithoutCancel(ctx), dir), dir.wipe())
+		}
+	}()
+	if oldErr == nil {
+		if err := removeService(old.Service, true); err != nil {
+			o.Log.Warn("the old service is not removed", "err", err)
+		}
+	}
+	if err := stopRunning(ctx, dir); err != nil {
+		return err
+	}
+	lock, err := dir.lock() // nobody starts it meanwhile
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		dir.write(rootFile, ca.EncodeCertificates(root), true),
+		replacePair(dir, pair),
+		dir.save(pairingFile, pairing{Version: stateVersion}),
+		dir.save(configFile, config),
+	)
+	program := ""
+	if err == nil {
+		program, err = copyProgram(dir)
+	}
+	if err = errors.Join(err, lock.Close()); err != nil {
+		return err
+	}
+	if err := startService(ctx, config.Service, program, dir); err != nil {
+		return err
+	}
+	o.explain(config.Service, program)
+	return nil
+}
+
+func (o *InstallOptions) explain(service, program string) {
+	switch service {
+	case ServiceSystemd:
+		o.say("The agent runs as %s and starts with the machine.", unitName)
+	case ServiceDetached:
+		o.say("The agent runs in the background. No systemd was found: have your init system run at boot\n  %s run --state-dir %s", program, o.StateDir)
+	case ServiceNone:
+		o.say("Run the agent with\n  %s run --state-dir %s", program, o.StateDir)
+	}
+}

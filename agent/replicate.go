@@ -1,0 +1,323 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"rehost/block"
+	"rehost/ca"
+	"rehost/capture"
+	"rehost/wire"
+)
+
+// Commands of the service, as they are kept and shown.
+const (
+	commandStart = "START"
+	commandPause = "PAUSE"
+	commandStop  = "STOP"
+)
+
+// Delays between sessions grow between these.
+const (
+	minBackoff  = 200 * time.Millisecond
+	maxBackoff  = 30 * time.Second
+	steadyAfter = 30 * time.Second // a session that lasted so long was good
+)
+
+// An engine follows disks and replicates them; *capture.Engine is one.
+type engine interface {
+	Run(ctx context.Context, sink capture.Sink, last block.Seq) error
+	Status() capture.Status
+	SetBandwidth(mbit int64)
+	Pause()
+	Resume()
+	Close() error
+}
+
+// A session is a [capture.Sink] somewhere else; *wire.Session is one.
+type session interface {
+	capture.Sink
+	Last() block.Point
+	Generation() uint64
+	Done() <-chan struct{}
+	Err() error
+	Close() error
+}
+
+// A replication does what the service wants of the disks. One goroutine, that
+// of run, opens and closes the engine and the sessions.
+//
+//	             START                      dialed
+//	STOPPED ---------------> STARTING -----------------> REPLICATING
+//	   ^                       ^  ^                        |     ^
+//	   |  STOP: from anywhere  |  +------ any error -------+     | START
+//	   +-----------------------+         after a delay        PAUSED <-- PAUSE
+//
+// The engine, and with it the tracking of changes, lives from the first START
+// to a STOP: across sessions, pauses and times without the service.
+type replication struct {
+	log  *slog.Logger
+	open func(ctx context.Context, p pairing) (engine, error)
+	dial func(ctx context.Context, p pairing) (session, error)
+	pair func(ctx context.Context, p pairing) (pairing, error) // asks the service anew
+	note func(failure error)
+	keep func() // what is wanted has changed
+	now  func() time.Time
+
+	mu      sync.Mutex // guards:
+	want    pairing    // what was said last
+	changed chan struct{}
+	again   bool // a delay is to end now
+	engine  engine
+}
+
+func (r *replication) init(p pairing) { r.want, r.changed = p, make(chan struct{}) }
+
+// command says what is wanted, and returns whether that is news. Retry ends a
+// delay at once.
+func (r *replication) command(name string, throttling int64, retry bool) (changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changed = r.want.Command != name || r.want.Throttling != throttling
+	r.want.Command, r.want.Throttling = name, throttling
+	if changed || retry {
+		r.again = r.again || retry
+		close(r.changed)
+		r.changed = make(chan struct{})
+	}
+	if r.engine != nil {
+		obey(r.engine, r.want)
+	}
+	return changed
+}
+
+// obey makes an engine do what can be done while it runs.
+func obey(e engine, p pairing) {
+	e.SetBandwidth(p.Throttling)
+	if p.Command == commandPause {
+		e.Pause()
+	} else {
+		e.Resume()
+	}
+}
+
+func (r *replication) wanted() (pairing, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.want, r.changed
+}
+
+// progress is the engine's, if there is one.
+func (r *replication) progress() (capture.Status, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.engine == nil {
+		return capture.Status{}, false
+	}
+	return r.engine.Status(), true
+}
+
+// run replicates as wanted until ctx ends, and closes the engine then.
+func (r *replication) run(ctx context.Context) {
+	defer r.closeEngine()
+	delay := minBackoff
+	for ctx.Err() == nil {
+		want, changed := r.wanted()
+		if want.Command != commandStart && (want.Command != commandPause || r.engine == nil) {
+			if want.Command == commandStop {
+				r.closeEngine()
+				r.note(nil)
+			}
+			delay = minBackoff
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		began := r.now()
+		err := r.session(ctx, want)
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, errUnwanted) {
+			continue
+		}
+		r.note(err)
+		if r.now().Sub(began) > steadyAfter {
+			delay = minBackoff
+		}
+		r.log.Warn("replication is interrupted", "again in", delay, "err", err)
+		r.rest(ctx, delay)
+		delay = min(2*delay, maxBackoff)
+	}
+}
+
+// errUnwanted ends a session because replication is to stop.
+var errUnwanted = errors.New("replication is not wanted")
+
+// rest waits for about d, or until replication is to stop or to be tried again.
+func (r *replication) rest(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d/2 + rand.N(d/2))
+	defer timer.Stop()
+	for {
+		want, changed := r.wanted()
+		r.mu.Lock()
+		again := r.again
+		r.again = false
+		r.mu.Unlock()
+		if again || want.Command == commandStop {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case <-changed:
+		}
+	}
+}
+
+// session pairs, connects and replicates until something fails.
+func (r *replication) session(ctx context.Context, want pairing) error {
+	p, err := r.pair(ctx, want)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	if !slices.Equal(r.want.Disks, p.Disks) && r.engine != nil {
+		r.mu.Unlock()
+		r.closeEngine() // other disks, or of another size
+		r.mu.Lock()
+	}
+	r.want.Disks, r.want.Replicator, r.want.Address = p.Disks, p.Replicator, p.Address
+	r.mu.Unlock()
+	if err := r.openEngine(ctx, p); err != nil {
+		return err
+	}
+	s, err := r.dial(ctx, p)
+	if err != nil {
+		return &connectError{p.Address, err}
+	}
+	defer s.Close()
+	r.mu.Lock()
+	r.want.Generation = s.Generation()
+	r.mu.Unlock()
+	r.keep()
+	r.note(nil)
+	r.log.Info("connected to the replication server", "address", p.Address, "replicator", p.Replicator, "generation", s.Generation(), "last", s.Last().Seq)
+	return r.feed(ctx, s)
+}
+
+// feed runs the engine on a session, and ends it when replication is to stop.
+func (r *replication) feed(ctx context.Context, s session) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			want, changed := r.wanted()
+			if want.Command == commandStop {
+				cancel(errUnwanted)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-s.Done(): // the engine may be paused and not notice
+				cancel(s.Err())
+				return
+			case <-changed:
+			}
+		}
+	}()
+	err := r.engine.Run(ctx, s, s.Last().Seq)
+	cancel(nil)
+	<-watched
+	if want, _ := r.wanted(); want.Command == commandStop {
+		return errUnwanted
+	}
+	if e := s.Err(); e != nil && !errors.Is(e, wire.ErrClosed) {
+		var disk *capture.DiskError
+		if !errors.As(err, &disk) {
+			return e // why the session ended, rather than that it was cancelled
+		}
+	}
+	return err
+}
+
+func (r *replication) openEngine(ctx context.Context, p pairing) error {
+	if r.engine != nil { // only this goroutine writes it
+		return nil
+	}
+	e, err := r.open(ctx, p)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.engine = e
+	obey(e, r.want)
+	return nil
+}
+
+func (r *replication) closeEngine() {
+	r.mu.Lock()
+	e := r.engine
+	r.engine = nil
+	r.mu.Unlock()
+	if e == nil {
+		return
+	}
+	if err := e.Close(); err != nil {
+		r.log.Warn("tracking did not end well", "err", err)
+	}
+}
+
+// A connectError is a replication server that could not be connected to.
+type connectError struct {
+	address string
+	err     error
+}
+
+func (e *connectError) Error() string {
+	return fmt.Sprintf("connect to replication server %s: %v", e.address, e.err)
+}
+
+func (e *connectError) Unwrap() error { return e.err }
+
+// errNotPaired says that the service has not chosen a replication server yet.
+var errNotPaired = errors.New("pair with a replication server: the service has none for this source server yet")
+
+// openCapture opens the engine of the disks on this machine.
+func (a *agent) openCapture(ctx context.Context, p pairing) (engine, error) {
+	disks, err := locate(a.system, p.Disks, a.config.Disks)
+	if err != nil {
+		return nil, err
+	}
+	for i := range disks {
+		disks[i].Size = p.Disks[i].Size // a disk that is smaller by now is found out by the engine
+	}
+	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log})
+}
+
+// dialWire opens a session with the replication server that the agent was paired with.
+func (a *agent) dialWire(ctx context.Context, p pairing) (session, error) {
+	end := ca.Endpoint{Root: a.root, Certificate: a.identity.certificate}
+	s, err := wire.Dial(ctx, wire.Config{
+		Address: p.Address,
+		TLS:     end.ClientConfig(ca.Name{Role: ca.ReplicationServer, ID: p.Replicator}),
+		Server:  a.config.SourceServerID, Disks: p.Disks, Generation: p.Generation, Version: Version,
+	})
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return s, nil
+}

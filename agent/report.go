@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+	"rehost/capture"
+	"rehost/wire"
+)
+
+// noteFailure keeps why replication does not go on; nil means that it does.
+func (a *agent) noteFailure(err error) { a.board.setFailure(err) }
+
+// reports tells the service how far replication is, while there is any to tell of.
+func (a *agent) reports(ctx context.Context) {
+	told := false
+	for pause(ctx, a.options.report) == nil {
+		r, worth := a.report()
+		if !worth {
+			continue
+		}
+		_, err := ask(ctx, a.identity, formgn.UpdateAgentBacklogForMgn, r)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			told = false
+		case !told: // the loop of commands tells of a service that is away
+			a.log.Debug("report is not delivered", "err", err)
+			told = true
+		}
+	}
+}
+
+// report is the state of replication in the service's words; worth is false
+// while nothing is tracked and nothing went wrong.
+func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool) {
+	failure, _, _ := a.board.read()
+	c, tracked := a.replication.progress()
+	r = &formgn.UpdateAgentBacklogForMgnRequest{
+		SourceServerID: a.config.SourceServerID,
+		State:          formgn.DataReplicationState(a.state()),
+		Disks:          []formgn.DiskProgress{},
+	}
+	if failure != nil && r.State != formgn.DataReplicationStatePaused && r.State != formgn.DataReplicationStateStopped {
+		r.State = formgn.DataReplicationStateStalled
+		r.Error, r.RawError = replicationError(failure), pointer(clip(redact(failure.Error()), 1000))
+	}
+	if !tracked {
+		return r, failure != nil
+	}
+	if c.State == capture.NotConverging && r.Error == "" {
+		r.Error = formgn.ReplicationErrorNotConverging
+		r.RawError = pointer("writes outrun what is read and sent; see the backlog and the bandwidth throttling")
+	}
+	r.TrackingMethod, r.TrackingReason = formgn.TrackingMethod(c.Method), pointer(clip(c.Reason, 1000))
+	if c.ETA > 0 {
+		r.EtaSeconds = pointer(int64(c.ETA.Seconds()))
+	}
+	if !c.Point.Seq.IsZero() {
+		r.LagMilliseconds = pointer(c.Lag.Milliseconds())
+	}
+	for _, d := range c.Disks {
+		r.Disks = append(r.Disks, formgn.DiskProgress{DiskID: int32(d.Disk.ID), TotalStorageBytes: d.Disk.Size,
+			ReplicatedStorageBytes: d.Replicated, BackloggedStorageBytes: d.Backlog})
+	}
+	return r, true
+}
+
+// replicationError puts a failure under one of MGN's names.
+func replicationError(err error) formgn.ReplicationError {
+	var connect *connectError
+	var disk *capture.DiskError
+	var missing *missingError
+	var refused *wire.RefusedError
+	var api *awsapi.CallError
+	switch {
+	case errors.As(err, &disk), errors.As(err, &missing), errors.Is(err, capture.ErrBadDevice):
+		return formgn.ReplicationErrorFailedToStartDataTransfer
+	case errors.As(err, &refused) && refused.Code == wire.StagingFull:
+		return formgn.ReplicationErrorSnapshotsFailure
+	case errors.As(err, &refused) && refused.Code == wire.UnknownServer:
+		return formgn.ReplicationErrorFailedToPairReplicationServerWithAgent
+	case errors.As(err, &connect):
+		return formgn.ReplicationErrorFailedToConnectAgentToReplicationServer
+	case errors.Is(err, errNotPaired), errors.As(err, &api):
+		return formgn.ReplicationErrorFailedToPairReplicationServerWithAgent
+	}
+	return formgn.ReplicationErrorUnstableNetwork
+}
+
+// writeStatus keeps the status file, and leaves a last word in it.
+func (a *agent) writeStatus(ctx context.Context) {
+	for {
+		if text, err := json.MarshalIndent(a.status(), "", "  "); err == nil {
+			if err := a.dir.write(statusFile, append(text, '\n'), false); err != nil {
+				a.log.Debug("status is not written", "err", err)
+			}
+		}
+		if pause(ctx, a.options.report/2) != nil {
+			return
+		}
+	}
+}
+
+func (a *agent) sendLogs(ctx context.Context, lines []formgn.LogLine) error {
+	_, err := ask(ctx, a.identity, formgn.SendAgentLogsForMgn, &formgn.SendAgentLogsForMgnRequest{SourceServerID: a.config.SourceServerID, Lines: lines})
+	return err
+}

@@ -1,0 +1,340 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+	"rehost/block"
+	"rehost/capture"
+	"rehost/wire"
+)
+
+// ErrCopied says that a state directory belongs to another machine: this one
+// looks like a copy of the source server, launched elsewhere.
+var ErrCopied = errors.New("this looks like a copy of the source server, launched elsewhere")
+
+// ErrUninstalled is how [Run] ends after the service told the agent to
+// uninstall itself: nothing is left.
+var ErrUninstalled = errors.New("the agent has uninstalled itself, as the service told it to")
+
+// RunOptions say how an agent runs.
+type RunOptions struct {
+	StateDir string       // "" is DefaultStateDir
+	Machine  Machine      // whose identity is looked at
+	Log      *slog.Logger // nil is slog.Default()
+
+	poll, report time.Duration // between questions and reports; 0 is the default
+	renewShare   float64
+}
+
+const (
+	pollEvery   = 3 * time.Second
+	reportEvery = 2 * time.Second
+	pollMax     = time.Minute
+	memoryLimit = 160 << 20 // of the Go heap; maps and stacks of the kernel side come on top, 250 MB in all
+)
+
+// An agent is one run of an installation.
+type agent struct {
+	dir      stateDir
+	config   Config
+	options  RunOptions
+	system   capture.System
+	root     *x509.Certificate
+	identity *identity
+	log      *slog.Logger
+	shipper  *shipper
+	now      func() time.Time
+
+	board       board
+	replication replication
+	keeping     sync.Mutex // held while what the service wants is written
+
+	stop context.CancelCauseFunc
+}
+
+// Run is the agent: it replicates as the service commands until ctx ends (nil)
+// or something makes it impossible to go on. The error wraps [ErrCopied] if the
+// machine is not the one of the installation, [ErrUninstalled] if nothing is
+// left, [ErrRunning] if another one runs; for these a service manager must not
+// start the agent again.
+func Run(ctx context.Context, o RunOptions) error {
+	if o.StateDir == "" {
+		o.StateDir = DefaultStateDir
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.poll == 0 {
+		o.poll = pollEvery
+	}
+	if o.report == 0 {
+		o.report = reportEvery
+	}
+	dir := stateDir(o.StateDir)
+	config, err := dir.config()
+	if err != nil {
+		return err
+	}
+	if err := dir.check(); err != nil {
+		return err
+	}
+	if err := sameMachine(config, o.Machine); err != nil {
+		return err
+	}
+	lock, err := dir.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
+	a, err := newAgent(dir, config, o)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+func sameMachine(config Config, m Machine) error {
+	id, err := m.ID()
+	if err != nil {
+		return err
+	}
+	if id != config.MachineID {
+		return fmt.Errorf("%w: the agent was installed on the machine %s and this is %s; nothing is replicated from here", ErrCopied, config.MachineID, id)
+	}
+	return nil
+}
+
+func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
+	p, err := dir.pairing()
+	if err != nil {
+		return nil, err
+	}
+	root, err := loadRoot(dir.path(rootFile))
+	if err != nil {
+		return nil, err
+	}
+	a := &agent{dir: dir, config: config, options: o, root: root, now: time.Now, shipper: newShipper()}
+	a.log = slog.New(a.shipper.handler(o.Log.Handler()))
+	if a.identity, err = openIdentity(dir, config, a.log); err != nil {
+		return nil, err
+	}
+	if o.renewShare > 0 {
+		a.identity.share = o.renewShare
+	}
+	a.replication = replication{log: a.log, open: a.openCapture, dial: a.dialWire, pair: a.pair, note: a.noteFailure, keep: a.remember, now: time.Now}
+	a.replication.init(p)
+	a.board.setPairing(p)
+	return a, nil
+}
+
+// run starts the agent's goroutines, and waits for them.
+func (a *agent) run(ctx context.Context) error {
+	ctx, a.stop = context.WithCancelCause(ctx)
+	defer a.stop(nil)
+	var all sync.WaitGroup
+	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.identity.renewals, a.writeStatus} {
+		all.Go(func() { part(ctx) })
+	}
+	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })
+	a.log.Info("agent started", "server", a.config.SourceServerID, "version", Version)
+	all.Wait()
+	defer a.identity.client.Close()
+	if cause := context.Cause(ctx); errors.Is(cause, errUninstall) {
+		return a.uninstall()
+	}
+	return nil
+}
+
+// errUninstall is the cause of the end of an agent that is to leave nothing.
+var errUninstall = errors.New("told to uninstall")
+
+// commands asks what to do, every few seconds, and less often while nobody answers.
+func (a *agent) commands(ctx context.Context) {
+	delay, told := time.Duration(0), false
+	for {
+		if pause(ctx, delay/2+rand.N(delay/2+1)) != nil {
+			return
+		}
+		out, err := ask(ctx, a.identity, formgn.GetAgentCommandForMgn, &formgn.GetAgentCommandForMgnRequest{
+			SourceServerID: a.config.SourceServerID, AgentVersion: pointer(Version)})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			if _, before, _ := a.board.read(); before == nil {
+				a.log.Warn("the service cannot be asked; replication goes on as it was told last", "err", err)
+			}
+			a.board.setService(err)
+			if a.disowned(err) {
+				a.log.Warn("the service and the replication server both say that this source server is disconnected: uninstalling")
+				a.stop(errUninstall)
+				return
+			}
+			delay = min(max(2*delay, a.options.poll), pollMax)
+			continue
+		}
+		if _, before, _ := a.board.read(); before != nil {
+			a.log.Info("the service answers again")
+		}
+		a.board.setService(nil)
+		delay = 2 * a.options.poll // halved by the jitter, on average three quarters of it
+		if out.Command == formgn.AgentCommandUninstall {
+			a.stop(errUninstall)
+			return
+		}
+		a.obey(out)
+		if !told {
+			told = a.tellProperties(ctx)
+		}
+	}
+}
+
+// tellProperties sends the inventory, which may be another since the last start.
+func (a *agent) tellProperties(ctx context.Context) bool {
+	p, err := a.options.Machine.Properties()
+	if err != nil {
+		a.log.Warn("inventory is not complete", "err", err)
+		return true
+	}
+	p.Disks = inventoryDisks(a.config.Disks)
+	if all, _, err := selectDevices(a.system, nil, false); err == nil && !a.config.Forced {
+		p.Disks = inventoryDisks(all)
+	}
+	_, err = ask(ctx, a.identity, formgn.UpdateAgentSourcePropertiesForMgn, &formgn.UpdateAgentSourcePropertiesForMgnRequest{
+		SourceServerID: a.config.SourceServerID, SourceProperties: p})
+	return err == nil
+}
+
+// obey passes a command on, and keeps it for a start without the service.
+func (a *agent) obey(out *formgn.GetAgentCommandForMgnResponse) {
+	want, _ := a.replication.wanted()
+	name, throttling := want.Command, int64(0)
+	if out.Command != formgn.AgentCommandNone {
+		name = string(out.Command)
+	}
+	if out.BandwidthThrottling != nil {
+		throttling = *out.BandwidthThrottling
+	}
+	if !a.replication.command(name, throttling, out.Retry != nil && *out.Retry) {
+		return
+	}
+	a.log.Info("the service says", "command", name, "bandwidthThrottling", throttling)
+	a.remember()
+}
+
+// remember keeps what the service wants as it is now, for a start without it.
+func (a *agent) remember() {
+	a.keeping.Lock()
+	defer a.keeping.Unlock()
+	p, _ := a.replication.wanted()
+	if _, _, kept := a.board.read(); kept.Command == p.Command && kept.Throttling == p.Throttling && kept.Generation == p.Generation && same(kept, p) {
+		return
+	}
+	a.board.setPairing(p)
+	if err := a.dir.save(pairingFile, p); err != nil {
+		a.log.Error("what the service said is not kept", "err", err)
+	}
+}
+
+// disowned is whether it is sure that the source server was disconnected while
+// the agent could not be told: both who it talks to say so, each proven by its
+// certificate. One alone may be mistaken, and a key is not made anew.
+func (a *agent) disowned(err error) bool {
+	var refused *awsapi.CallError
+	var ended *wire.RefusedError
+	failure, _, _ := a.board.read()
+	return errors.As(err, &refused) && refused.Operation == formgn.CreateSessionForMgn.Name && refused.Status/100 == 4 &&
+		(refused.Name == awsapi.AccessDenied || refused.Name == awsapi.UnrecognizedClient) &&
+		errors.As(failure, &ended) && ended.Code == wire.Disconnected
+}
+
+// pair asks the service for disks and replication server. While it does not
+// answer, what it said last is as good.
+func (a *agent) pair(ctx context.Context, old pairing) (pairing, error) {
+	p, err := a.askPairing(ctx, old)
+	if err != nil {
+		if old.ready() && ctx.Err() == nil {
+			return old, nil
+		}
+		return old, err
+	}
+	if !p.ready() {
+		return old, errNotPaired
+	}
+	return p, nil
+}
+
+func same(a, b pairing) bool {
+	if a.Replicator != b.Replicator || a.Address != b.Address || len(a.Disks) != len(b.Disks) {
+		return false
+	}
+	for i := range a.Disks {
+		if a.Disks[i] != b.Disks[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *agent) askPairing(ctx context.Context, old pairing) (pairing, error) {
+	out, err := ask(ctx, a.identity, formgn.GetAgentReplicationInfoForMgn, &formgn.GetAgentReplicationInfoForMgnRequest{SourceServerID: a.config.SourceServerID})
+	if err != nil {
+		return old, err
+	}
+	p := old
+	if p.Disks, err = blockDisks(out.Disks); err != nil {
+		return old, err
+	}
+	if p.Disks, err = a.resized(ctx, p.Disks); err != nil {
+		return old, err
+	}
+	p.Replicator, p.Address = out.ReplicatorID, out.ReplicatorAddress
+	if out.Generation != nil {
+		p.Generation = max(p.Generation, uint64(*out.Generation))
+	}
+	return p, nil
+}
+
+// resized tells the service of disks that have another size than it knows, and
+// returns them as it then does.
+func (a *agent) resized(ctx context.Context, disks []block.Disk) ([]block.Disk, error) {
+	if len(disks) == 0 {
+		return nil, nil
+	}
+	here, err := locate(a.system, disks, a.config.Disks)
+	if err != nil {
+		return nil, err
+	}
+	changed := false
+	for i := range disks {
+		if here[i].Size > disks[i].Size {
+			a.log.Warn("a disk has grown", "disk", disks[i].Name, "before", disks[i].Size, "now", here[i].Size)
+			disks[i].Size, changed = here[i].Size, true
+		} else if here[i].Size < disks[i].Size {
+			return nil, &capture.DiskError{Disk: disks[i].Name, Op: "size", Err: capture.ErrShrunk}
+		}
+	}
+	if !changed {
+		return disks, nil
+	}
+	out, err := ask(ctx, a.identity, formgn.UpdateAgentReplicationInfoForMgn, &formgn.UpdateAgentReplicationInfoForMgnRequest{
+		SourceServerID: a.config.SourceServerID, Disks: replicationDisks(disks)})
+	if err != nil {
+		return nil, err
+	}
+	return blockDisks(out.Disks)
+}

@@ -1,0 +1,216 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"rehost/block"
+	"rehost/capture"
+)
+
+// A Status is what an agent says of itself, about once a second, in a file that
+// only the owner of the state directory may read.
+type Status struct {
+	Version        string    `json:"version"` // of the agent
+	SourceServerID string    `json:"sourceServerID"`
+	Endpoint       string    `json:"endpoint"`
+	Running        bool      `json:"running"`
+	PID            int       `json:"pid,omitempty"`
+	Time           time.Time `json:"time"` // of this status
+
+	Command  string     `json:"command,omitempty"` // what the service wants
+	State    string     `json:"state,omitempty"`   // a MGN data replication state
+	Error    string     `json:"error,omitempty"`   // why replication does not go on
+	Hint     string     `json:"hint,omitempty"`    // what to do about it
+	Service  string     `json:"service,omitempty"` // why the service cannot be asked
+	Tracking string     `json:"tracking,omitempty"`
+	Reason   string     `json:"trackingReason,omitempty"`
+	Disks    []DiskLine `json:"disks,omitempty"`
+
+	ReadRate  float64      `json:"readBytesPerSecond"`
+	SentRate  float64      `json:"sentBytesPerSecond"` // after compression
+	Throttle  int64        `json:"bandwidthThrottling,omitempty"`
+	ETA       float64      `json:"etaSeconds,omitempty"`
+	Lag       float64      `json:"lagSeconds,omitempty"`
+	LastPoint *block.Point `json:"lastPoint,omitempty"`
+
+	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
+}
+
+// A DiskLine is one disk in a [Status]; numbers are bytes.
+type DiskLine struct {
+	ID         block.DiskID `json:"id"`
+	Name       string       `json:"name"`
+	Size       int64        `json:"size"`
+	Replicated int64        `json:"replicated"`
+	Backlog    int64        `json:"backlog"`
+}
+
+// ReadStatus returns what the agent of a state directory said last, and whether
+// it runs now. Without an installation the error is [ErrNotInstalled].
+func ReadStatus(dir string) (Status, error) {
+	d := stateDir(dir)
+	config, err := d.config()
+	if err != nil {
+		return Status{}, err
+	}
+	var s Status
+	if err := d.load(statusFile, &s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Status{}, err
+	}
+	s.SourceServerID, s.Endpoint = config.SourceServerID, config.Endpoint
+	s.PID = d.running()
+	s.Running = s.PID != 0
+	return s, nil
+}
+
+// Print writes the status for people.
+func (s Status) Print(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	line("Source server", "%s", s.SourceServerID)
+	line("Service", "%s", s.Endpoint)
+	if s.Running {
+		line("Agent", "running, pid %d, version %s", s.PID, s.Version)
+	} else {
+		line("Agent", "NOT RUNNING")
+	}
+	if !s.Time.IsZero() {
+		s.printReplication(line)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, d := range s.Disks {
+		if _, err := fmt.Fprintf(w, "  %-14s %s  %s of %s\n", d.Name, bar(d.Replicated, d.Size, 30), humanBytes(d.Replicated), humanBytes(d.Size)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s Status) printReplication(line func(name, format string, args ...any)) {
+	line("State", "%s, %s ago", s.State, time.Since(s.Time).Round(time.Second))
+	if s.Error != "" {
+		line("Error", "%s", s.Error)
+	}
+	if s.Hint != "" {
+		line("Hint", "%s", s.Hint)
+	}
+	if s.Service != "" {
+		line("Control plane", "%s", s.Service)
+	}
+	if s.Tracking != "" {
+		line("Tracking", "%s (%s)", s.Tracking, s.Reason)
+	}
+	line("Speed", "%.1f MB/s read, %.1f MB/s sent", s.ReadRate/1e6, s.SentRate/1e6)
+	if s.ETA > 0 {
+		line("Time left", "%s", time.Duration(s.ETA*float64(time.Second)).Round(time.Second))
+	}
+	if s.LastPoint != nil {
+		line("Last point", "%s, at %s, lag %s", s.LastPoint.Seq, s.LastPoint.Time.UTC().Format(time.RFC3339), time.Duration(s.Lag*float64(time.Second)).Round(time.Millisecond))
+	}
+}
+
+func bar(done, total int64, width int) string {
+	share := 0.0
+	if total > 0 {
+		share = min(1, float64(done)/float64(total))
+	}
+	n := int(share * float64(width))
+	return fmt.Sprintf("[%s%s] %5.1f %%", strings.Repeat("#", n), strings.Repeat(".", width-n), share*100)
+}
+
+func humanBytes(n int64) string {
+	const unit = "KMGTP"
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, i := float64(n)/1024, 0
+	for v >= 1024 && i < len(unit)-1 {
+		v, i = v/1024, i+1
+	}
+	return fmt.Sprintf("%.1f %ciB", v, unit[i])
+}
+
+// A board is where the parts of an agent note what they know, for reports and
+// the status. Safe for concurrent use.
+type board struct {
+	mu      sync.Mutex // guards:
+	failure error      // why replication does not go on
+	service error      // why the service cannot be asked
+	command pairing
+}
+
+func (b *board) setFailure(err error) { b.mu.Lock(); b.failure = err; b.mu.Unlock() }
+func (b *board) setService(err error) { b.mu.Lock(); b.service = err; b.mu.Unlock() }
+func (b *board) setPairing(p pairing) { b.mu.Lock(); b.command = p; b.mu.Unlock() }
+
+func (b *board) read() (failure, service error, p pairing) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failure, b.service, b.command
+}
+
+// status is what there is to say now; engine is nil while no disk is tracked.
+func (a *agent) status() Status {
+	failure, service, p := a.board.read()
+	s := Status{Version: Version, SourceServerID: a.config.SourceServerID, Endpoint: a.config.Endpoint,
+		Time: a.now(), Command: p.Command, Throttle: p.Throttling, State: string(a.state())}
+	if pair, err := a.identity.certificate(); err == nil {
+		s.CertificateEnds = pair.Leaf.NotAfter
+	}
+	if failure != nil && s.State != "STOPPED" && s.State != "PAUSED" {
+		s.Error, s.Hint = failure.Error(), Hint(failure)
+	}
+	if service != nil {
+		s.Service = service.Error()
+	}
+	c, ok := a.replication.progress()
+	if !ok {
+		return s
+	}
+	s.Tracking, s.Reason = string(c.Method), c.Reason
+	s.ReadRate, s.SentRate = c.ReadRate, c.SentRate
+	s.ETA, s.Lag = c.ETA.Seconds(), c.Lag.Seconds()
+	if !c.Point.Seq.IsZero() {
+		s.LastPoint = &c.Point
+	}
+	for _, d := range c.Disks {
+		s.Disks = append(s.Disks, DiskLine{ID: d.Disk.ID, Name: d.Disk.Name, Size: d.Disk.Size, Replicated: d.Replicated, Backlog: d.Backlog})
+	}
+	return s
+}
+
+// state maps what is wanted and what the engine does to MGN's states.
+func (a *agent) state() capture.State {
+	failure, _, p := a.board.read()
+	c, ok := a.replication.progress()
+	switch {
+	case p.Command == commandStop || p.Command == "":
+		return "STOPPED"
+	case p.Command == commandPause:
+		return capture.Paused
+	case !ok && failure == nil:
+		return "INITIATING"
+	case !ok:
+		return capture.Stalled
+	case c.State == capture.NotConverging:
+		return capture.Backlog
+	}
+	return c.State
+}
+
+// PrintJSON writes the status for programs.
+func (s Status) PrintJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(s)
+}

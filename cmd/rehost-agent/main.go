@@ -1,0 +1,125 @@
+// Command rehost-agent replicates the disks of this machine: a service's
+// address and a key that is used once go in, recovery points come out.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/sys/unix"
+
+	"rehost/agent"
+)
+
+type cli struct {
+	Install   installCommand   `cmd:"" help:"Register this machine and start to replicate it."`
+	Run       runCommand       `cmd:"" help:"Be the agent: what the service or init system starts."`
+	Status    statusCommand    `cmd:"" help:"Show what the agent does."`
+	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
+	Version   kong.VersionFlag `help:"Print the version."`
+}
+
+const description = `Replicates the disks of this machine to a Rehost service, block by block and continuously.
+
+No kernel module, no compiler and no restart are needed. Exit status: 0 done, 1 error, 2 wrong usage.`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	var c cli
+	parser := kong.Must(&c, kong.Name("rehost-agent"), kong.Description(description), kong.UsageOnError(),
+		kong.Vars{"version": agent.Version, "state": agent.DefaultStateDir}, kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}))
+	k, err := parser.Parse(joinLists(os.Args[1:]))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "rehost-agent: "+err.Error())
+		os.Exit(2)
+	}
+	k.BindTo(ctx, (*context.Context)(nil))
+	if err := k.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "error: "+err.Error())
+		if hint := agent.Hint(err); hint != "" {
+			fmt.Fprintln(os.Stderr, "hint: "+hint)
+		}
+		os.Exit(1)
+	}
+}
+
+// joinLists lets a list follow its flag in several words, as MGN's installer
+// does: --tags A=1 B=2 becomes --tags=A=1 --tags=B=2, and so do --devices.
+func joinLists(args []string) (out []string) {
+	list := ""
+	for _, a := range args {
+		switch {
+		case a == "--tags" || a == "--devices":
+			list = a
+			continue
+		case strings.HasPrefix(a, "-"):
+			list = ""
+		case list != "":
+			a = list + "=" + a
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+type runCommand struct {
+	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
+	Verbose  bool   `help:"Log details too."`
+}
+
+// Run implements the command. What a service manager must not repeat ends well.
+func (c *runCommand) Run(ctx context.Context) error {
+	level := slog.LevelInfo
+	if c.Verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	err := agent.Run(ctx, agent.RunOptions{StateDir: c.StateDir, Log: log})
+	if errors.Is(err, agent.ErrCopied) || errors.Is(err, agent.ErrUninstalled) || errors.Is(err, agent.ErrRunning) {
+		log.Warn(err.Error(), "hint", agent.Hint(err))
+		return nil
+	}
+	return err
+}
+
+type statusCommand struct {
+	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
+	JSON     bool   `name:"json" help:"Print JSON."`
+}
+
+// Run implements the command.
+func (c *statusCommand) Run() error {
+	s, err := agent.ReadStatus(c.StateDir)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return s.PrintJSON(os.Stdout)
+	}
+	return s.Print(os.Stdout)
+}
+
+type uninstallCommand struct {
+	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
+}
+
+// Run implements the command.
+func (c *uninstallCommand) Run(ctx context.Context) error {
+	told, err := agent.Uninstall(ctx, c.StateDir, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	if err != nil {
+		return err
+	}
+	fmt.Println("The agent is uninstalled.")
+	if told {
+		fmt.Println("The service was told.")
+	}
+	fmt.Println("The source server stays in the service until it is disconnected there.")
+	return nil
+}

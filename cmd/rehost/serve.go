@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+	"rehost/awsapi/mgn"
+	"rehost/ca"
+	"rehost/control"
+	"rehost/export"
+	"rehost/identity"
+	"rehost/launch"
+	"rehost/replicator"
+	"rehost/store"
+)
+
+// ServeCmd is `rehost serve`: the service, with a replication server inside.
+type ServeCmd struct {
+	Data              string   `help:"Directory of everything that is kept." default:"/var/lib/rehost" placeholder:"DIR"`
+	Listen            string   `help:"Address of the API." default:"127.0.0.1:8443" placeholder:"HOST:PORT"`
+	ReplicationListen string   `help:"Address that agents replicate to." default:":1500" placeholder:"HOST:PORT"`
+	Region            string   `help:"Region that clients have to name." default:"us-east-1"`
+	Advertise         []string `help:"Names and addresses of this machine, for certificates and agents; the first is told to agents. By default its host name and addresses." placeholder:"HOST"`
+	NoReplicator      bool     `help:"Run no replication server; see rehost replicator."`
+	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
+}
+
+// Run serves until ctx ends.
+func (c *ServeCmd) Run(ctx context.Context, stdout io.Writer, log *logOutput) (err error) {
+	logger, err := log.logger(c.LogLevel)
+	if err != nil {
+		return err
+	}
+	var closers []func() error
+	defer func() {
+		for i := len(closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, closers[i]())
+		}
+	}()
+	s, err := c.open(ctx, logger, &closers)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, stdout, log.w)
+}
+
+// A served is what serve has opened, in the order in which one part needs another.
+type served struct {
+	cmd       *ServeCmd
+	log       *slog.Logger
+	hosts     hosts
+	authority *ca.Authority
+	service   *control.Service
+	api       *awsapi.Server
+	store     *store.Store
+	listener  net.Listener
+	incoming  net.Listener // of replication; nil without
+	firstKey  identity.Credentials
+}
+
+func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func() error) (*served, error) {
+	keep := func(f func() error) { *closers = append(*closers, f) }
+	data, err := filepath.Abs(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	c.Data = data
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	keep(unlock)
+	s := &served{cmd: c, log: log}
+	if s.hosts, err = findHosts(c.Advertise); err != nil {
+		return nil, err
+	}
+	if s.authority, err = ca.Open(filepath.Join(c.Data, "ca"), ca.Options{}); err != nil {
+		return nil, err
+	}
+	if err := publish(filepath.Join(c.Data, "ca.pem"), ca.EncodeCertificates(s.authority.Root())); err != nil {
+		return nil, err
+	}
+	db, err := control.OpenDatabase(ctx, filepath.Join(c.Data, "control.db"))
+	if err != nil {
+		return nil, err
+	}
+	keep(db.Close)
+	directory, err := c.identities(ctx, db, s)
+	if err != nil {
+		return nil, err
+	}
+	if s.store, err = openStore(c.Data, log); err != nil {
+		return nil, err
+	}
+	keep(s.store.Close)
+	socket := filepath.Join(c.Data, "run", "nbd.sock")
+	exporter := export.New(export.Options{Logger: log})
+	keep(exporter.Close)
+	target, err := openTarget(filepath.Join(c.Data, "instances"), log)
+	if err != nil {
+		return nil, err
+	}
+	keep(target.Close)
+	if err := c.control(ctx, s, db, directory, exporter, socket, target); err != nil {
+		return nil, err
+	}
+	keep(s.service.Close)
+	if err := exporter.ListenUnix(socket); err != nil { // now that instances find what they read
+		return nil, err
+	}
+	return s, s.listen(keep)
+}
+
+// identities opens the accounts. The first time it makes the administrator's
+// key; one that was made and not written is made again.
+func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *served) (*identity.Directory, error) {
+	key, err := identity.LoadSealingKey(filepath.Join(c.Data, "sealing.key"))
+	if err != nil {
+		return nil, err
+	}
+	directory, err := identity.Open(ctx, identity.Options{Store: db.Identities(), Key: key})
+	if err != nil {
+		return nil, err
+	}
+	if s.firstKey, err = directory.Bootstrap(ctx); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(c.Data, "credentials")
+	if s.firstKey.AccessKeyID == "" {
+		return directory, nil
+	}
+	return directory, writeCredentials(path, s.firstKey, c.Region)
+}
+
+func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database, directory *identity.Directory, exporter *export.Server, socket string, target launch.Target) (err error) {
+	s.service, err = control.Open(ctx, control.Options{Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
+		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target,
+		Authority: s.authority, Sessions: sessions{directory}, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, VerifyPeer: control.VerifyPeer,
+		ResourceTags: s.service.ResourceTags}, mgn.Service, formgn.Service)
+	s.service.Register(s.api)
+	return nil
+}
+
+func (s *served) listen(keep func(func() error)) (err error) {
+	if s.listener, err = net.Listen("tcp", s.cmd.Listen); err != nil {
+		return err
+	}
+	keep(ignoreClosed(s.listener.Close))
+	if s.cmd.NoReplicator { // its certificate is made here all the same, for rehost replicator
+		_, _, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
+		return err
+	}
+	if s.incoming, err = net.Listen("tcp", s.cmd.ReplicationListen); err != nil {
+		return err
+	}
+	keep(ignoreClosed(s.incoming.Close))
+	return nil
+}
+
+func ignoreClosed(f func() error) func() error {
+	return func() error {
+		if err := f(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// run serves until ctx ends or a part fails. The API stops last, so that the
+// replication server can tell how its sessions ended.
+func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
+	mux := http.NewServeMux()
+	mux.Handle("/", s.api)
+	mux.Handle("GET /agent/", agentFiles(executableDir()))
+	endpoint := ca.Endpoint{Root: s.authority.Root(), Certificate: func() (*tls.Certificate, error) {
+		return s.authority.ServiceCertificate(s.hosts.names, s.hosts.addresses)
+	}}
+	if _, err := endpoint.Certificate(); err != nil {
+		return err
+	}
+	server := &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	listener := tls.NewListener(s.listener, endpoint.OptionalConfig(ca.SourceServer, ca.ReplicationServer))
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var parts, api sync.WaitGroup
+	api.Go(func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			cancel(err)
+		}
+	})
+	parts.Go(func() { s.service.Run(ctx) })
+	if s.incoming != nil {
+		parts.Go(func() { cancel(s.replicate(ctx)) })
+	}
+	s.greet(stdout, stderr)
+	<-ctx.Done()
+	parts.Wait()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer done()
+	err := server.Shutdown(stop)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = server.Close()
+	}
+	api.Wait()
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		err = errors.Join(cause, err)
+	}
+	return err
+}
+
+// replicate runs the replication server inside. Its certificate is from the
+// authority directly, and renewed like any other by those who hold it.
+func (s *served) replicate(ctx context.Context) error {
+	id, pair, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
+	if err != nil {
+		return err
+	}
+	_, port, err := net.SplitHostPort(s.incoming.Addr().String())
+	if err != nil {
+		return err
+	}
+	_, apiPort, err := net.SplitHostPort(s.listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	err = replicator.Run(ctx, replicator.Config{Endpoint: "https://" + net.JoinHostPort(loopbackOf(s.listener.Addr()), apiPort), Region: s.cmd.Region, ID: id,
+		Address: net.JoinHostPort(s.hosts.first, port), Root: s.authority.Root(), Certificate: pair, Store: s.store, Listener: s.incoming,
+		Logger: s.log.With("replicator", id)})
+	if err == nil {
+		err = context.Canceled // it ends with ctx only
+	}
+	return err
+}
+
+// loopbackOf is the host under which this process reaches its own listener.
+func loopbackOf(a net.Addr) string {
+	if t, ok := a.(*net.TCPAddr); ok && !t.IP.IsUnspecified() {
+		return t.IP.String()
+	}
+	return "127.0.0.1"
+}
+
+// lockDir keeps a second process out of the directory.
+func lockDir(dir string) (unlock func() error, err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, errInUse)
+	}
+	return f.Close, nil
+}
+
+var errInUse = errors.New("another rehost process uses this directory")

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"rehost/block"
+	"rehost/ca"
+	"rehost/control"
+	"rehost/export"
+	"rehost/identity"
+	"rehost/store"
+)
+
+// What serve and replicator need around the packages they tie together.
+
+// A logOutput is where a process logs to.
+type logOutput struct{ w io.Writer }
+
+func (l *logOutput) logger(level string) (*slog.Logger, error) {
+	var lv slog.Level
+	if err := lv.UnmarshalText([]byte(level)); err != nil {
+		return nil, err
+	}
+	return slog.New(slog.NewTextHandler(l.w, &slog.HandlerOptions{Level: lv})), nil
+}
+
+// hosts are the names under which this machine is reached.
+type hosts struct {
+	first     string
+	names     []string
+	addresses []net.IP
+}
+
+// findHosts takes what is advertised, or else the host name and all addresses.
+// The loopback ones are always among them.
+func findHosts(advertised []string) (hosts, error) {
+	var h hosts
+	if len(advertised) == 0 {
+		found, err := net.InterfaceAddrs()
+		if err != nil {
+			return h, err
+		}
+		for _, a := range found {
+			if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+				advertised = append(advertised, n.IP.String())
+			}
+		}
+		if name, err := os.Hostname(); err == nil && name != "" {
+			advertised = append(advertised, name)
+		}
+	}
+	advertised = append(advertised, "127.0.0.1", "localhost")
+	h.first = advertised[0]
+	for _, a := range advertised {
+		if ip := net.ParseIP(a); ip == nil && !slices.Contains(h.names, a) {
+			h.names = append(h.names, a)
+		} else if ip != nil && !slices.ContainsFunc(h.addresses, ip.Equal) {
+			h.addresses = append(h.addresses, ip)
+		}
+	}
+	return h, nil
+}
+
+// publish writes a file for all to read, if it does not hold that already.
+func publish(path string, text []byte) error {
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(text) {
+		return nil
+	}
+	return writeFile(path, text, 0o644)
+}
+
+// writeFile writes a file that after a crash is there whole or not at all.
+func writeFile(path string, text []byte, mode fs.FileMode) (err error) {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// profile is the name of the administrator's key in the credentials file.
+const profile = "rehost"
+
+func writeCredentials(path string, c identity.Credentials, region string) error {
+	return writeFile(path, fmt.Appendf(nil, "[%s]\naws_access_key_id = %s\naws_secret_access_key = %s\nregion = %s\n",
+		profile, c.AccessKeyID, string(c.SecretAccessKey), region), 0o600)
+}
+
+// openStore opens the replicas in the data directory; the first time it makes
+// the key that theirs are wrapped with.
+func openStore(data string, log *slog.Logger) (*store.Store, error) {
+	path := filepath.Join(data, "store.key")
+	keys, err := store.OpenKeyFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		keys, err = store.CreateKeyFile(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(filepath.Join(data, "store"), keys, store.Options{Logger: log})
+}
+
+// replicas is the store as the control plane reads it.
+type replicas struct{ store *store.Store }
+
+// Points implements [control.Replicas]: those that a machine may be started from.
+func (r replicas) Points(ctx context.Context, id string) ([]block.Point, error) {
+	replica, err := r.open(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var points []block.Point
+	for _, p := range replica.Points() {
+		if p.Consistent() {
+			points = append(points, p.Point)
+		}
+	}
+	return points, nil
+}
+
+// open shows what another process has written meanwhile, too.
+func (r replicas) open(ctx context.Context, id string) (*store.Replica, error) {
+	replica, err := r.store.Replica(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return replica, replica.Refresh()
+}
+
+// Open implements [control.Replicas].
+func (r replicas) Open(ctx context.Context, id string, seq block.Seq) (control.View, error) {
+	replica, err := r.open(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	v, err := replica.At(seq)
+	if err != nil {
+		return nil, err
+	}
+	return view{v}, nil
+}
+
+// Delete implements [control.Replicas].
+func (r replicas) Delete(ctx context.Context, id string) error {
+	if err := r.store.Delete(ctx, id); !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+type view struct{ *store.View }
+
+// Device implements [control.View].
+func (v view) Device(id block.DiskID) (export.Device, error) { return v.View.Disk(id) }
+
+// Close implements [control.View]; a view of the store holds nothing.
+func (v view) Close() error { return nil }
+
+// sessions makes the credentials of agents and replication servers.
+type sessions struct{ directory *identity.Directory }
+
+func (s sessions) assume(ctx context.Context, role, id string) (control.Credentials, error) {
+	c, err := s.directory.AssumeRoleAsService(ctx, identity.ServiceName, identity.AssumeRole{Role: role, Session: id, SourceIdentity: id})
+	return control.Credentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: string(c.SecretAccessKey), SessionToken: string(c.SessionToken), Expiration: c.Expires}, err
+}
+
+// Agent implements [control.Sessions].
+func (s sessions) Agent(ctx context.Context, id string) (control.Credentials, error) {
+	return s.assume(ctx, identity.AgentRole, id)
+}
+
+// ReplicationServer implements [control.Sessions].
+func (s sessions) ReplicationServer(ctx context.Context, id string) (control.Credentials, error) {
+	return s.assume(ctx, identity.ReplicationServerRole, id)
+}
+
+// Revoke implements [control.Sessions].
+func (s sessions) Revoke(ctx context.Context, id string) error {
+	return s.directory.RevokeSource(ctx, id)
+}
+
+// replicatorPair is the replication server's id and certificate, which the file
+// keeps and the authority, where it is at hand, renews.
+func replicatorPair(path string, authority *ca.Authority) (id string, certificate func() (*tls.Certificate, error), err error) {
+	pair, err := ca.LoadPair(path)
+	if errors.Is(err, fs.ErrNotExist) && authority != nil {
+		if pair, err = authority.IssueReplicationServer(control.NewReplicatorID()); err == nil {
+			err = ca.SavePair(path, pair)
+		}
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	name, err := ca.PeerName(pair.Leaf)
+	if err == nil && name.Role != ca.ReplicationServer {
+		err = fmt.Errorf("%s is the certificate of %s, not of a replication server", path, name)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	var mu sync.Mutex
+	return name.ID, func() (*tls.Certificate, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if authority == nil || fresh(pair.Leaf) {
+			return &pair, nil
+		}
+		renewed, err := authority.IssueReplicationServer(name.ID)
+		if err == nil {
+			err = ca.SavePair(path, renewed)
+		}
+		if err != nil {
+			return nil, err
+		}
+		pair = renewed
+		return &pair, nil
+	}, nil
+}
+
+// fresh: more than a third of its life is left.
+func fresh(leaf *x509.Certificate) bool {
+	return time.Until(leaf.NotAfter) > leaf.NotAfter.Sub(leaf.NotBefore)/3
+}
+
+func executableDir() string {
+	path, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	return filepath.Dir(path)
+}
+
+// agentFiles serves the agent's programs that stand beside this one, and
+// nothing else of the directory.
+func agentFiles(dir string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := strings.TrimPrefix(r.URL.Path, "/agent/")
+		if dir == "" || !slices.Contains([]string{"rehost-agent-linux-amd64", "rehost-agent-linux-amd64.sha256"}, name) {
+			http.NotFound(w, r)
+			return
+		}
+		http.ServeFile(w, r, filepath.Join(dir, name))
+	})
+}
+
+// greet prints what to do next, the first time, and that the service is ready.
+func (s *served) greet(stdout, stderr io.Writer) {
+	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
+	url := "https://" + net.JoinHostPort(s.hosts.first, port)
+	if t, ok := s.listener.Addr().(*net.TCPAddr); ok && t.IP.IsLoopback() {
+		url = "https://" + s.listener.Addr().String()
+	}
+	if s.firstKey.AccessKeyID != "" {
+		fmt.Fprintf(stdout, `Rehost is set up in %[1]s. Talk to it with the AWS CLI:
+
+    export AWS_SHARED_CREDENTIALS_FILE=%[1]s/credentials AWS_PROFILE=%[2]s
+    export AWS_CA_BUNDLE=%[1]s/ca.pem AWS_ENDPOINT_URL_MGN=%[3]s AWS_REGION=%[4]s
+    aws mgn initialize-service
+    aws mgn describe-source-servers
+
+Install the agent on a server that is to move (as root; use an access key made for that):
+
+    curl --cacert ca.pem -O %[3]s/agent/rehost-agent-linux-amd64
+    ./rehost-agent-linux-amd64 install --endpoint %[3]s --region %[4]s --ca-fingerprint %[5]s
+
+`, s.cmd.Data, profile, url, s.cmd.Region, s.authority.Fingerprint())
+	}
+	replication := "no replication server"
+	if s.incoming != nil {
+		replication = "replication on " + s.incoming.Addr().String()
+	}
+	fmt.Fprintf(stderr, "rehost: ready: API on %s, %s, data in %s\n", url, replication, s.cmd.Data)
+}

@@ -1,0 +1,192 @@
+package control
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"rehost/awsapi/mgn"
+	"rehost/block"
+	"rehost/export"
+	"rehost/launch"
+)
+
+// Replicas is what the service needs of the store, which other processes write.
+type Replicas interface {
+	// Points lists the recovery points of a replica, oldest first; none if there
+	// is no such replica (yet).
+	Points(ctx context.Context, serverID string) ([]block.Point, error)
+	// Open makes one point readable until the view is closed.
+	Open(ctx context.Context, serverID string, seq block.Seq) (View, error)
+	// Delete removes a replica for good. Deleting what is not there is no error.
+	Delete(ctx context.Context, serverID string) error
+}
+
+// A View is all disks of a source server at one recovery point.
+type View interface {
+	Disks() []block.Disk
+	Device(id block.DiskID) (export.Device, error)
+	io.Closer
+}
+
+// An Exporter serves devices where a launch target can read them.
+type Exporter interface {
+	Add(name string, device export.Device) error
+	Remove(name string) // waits until the device is no longer read
+}
+
+// Credentials are temporary keys of an agent or a replication server.
+type Credentials struct {
+	AccessKeyID, SecretAccessKey, SessionToken string
+	Expiration                                 time.Time
+}
+
+// Options of a [Service]. Database, Account and Region must be set; so must
+// Replicas, Exporter, Socket and Target for launches, and the trust parts for
+// agents.
+type Options struct {
+	Database *Database // stays the caller's to close
+	Account  string    // 12 digits
+
+	// Alone: a lock keeps other processes off the database, so a lease of a job
+	// can only be of a process that is gone.
+	Alone  bool
+	Region string
+
+	Replicas Replicas
+	Exporter Exporter
+	Socket   string // absolute path of the unix socket that Exporter is served on
+	Target   launch.Target
+
+	Authority Authority
+	Sessions  Sessions
+
+	// AgentTimeout is after how long of silence an agent counts as not seen,
+	// StepTimeout how long a step of initiation may take. 0 means 90 s each.
+	AgentTimeout, StepTimeout time.Duration
+
+	Now    func() time.Time // nil means time.Now
+	Logger *slog.Logger     // nil discards
+}
+
+// A Service answers the operations of MGN and of its agents and replication
+// servers. All methods may be called concurrently.
+//
+//	Open -> Run (jobs, watching) -> Close
+type Service struct {
+	opts    Options
+	db      *Database
+	gauge   *gauge
+	pager   pager
+	log     *slog.Logger
+	now     func() time.Time
+	started time.Time
+	wake    chan struct{} // a job was created
+
+	replicators *replicators
+
+	mu    sync.Mutex
+	views map[string]*exported // guarded by mu: by instance
+}
+
+// Open makes a service over a database and serves again what launched instances read.
+func Open(ctx context.Context, opts Options) (*Service, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.AgentTimeout == 0 {
+		opts.AgentTimeout = 90 * time.Second
+	}
+	if opts.StepTimeout == 0 {
+		opts.StepTimeout = 90 * time.Second
+	}
+	db := opts.Database
+	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), views: map[string]*exported{}}
+	c.pager.key = make([]byte, 32)
+	rand.Read(c.pager.key)
+	var err error
+	if c.gauge, err = loadGauge(ctx, db.reader); err != nil {
+		return nil, fmt.Errorf("read telemetry: %w", err)
+	}
+	if c.replicators, err = loadReplicators(ctx, db.reader); err != nil {
+		return nil, fmt.Errorf("read replication servers: %w", err)
+	}
+	if err := c.settle(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.exportAgain(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// settle checks that the database is of this account and region, which are part
+// of every ARN that was given out.
+func (c *Service) settle(ctx context.Context) error {
+	return c.db.update(ctx, func(tx *sql.Tx) error {
+		for name, want := range map[string]string{"account": c.opts.Account, "region": c.opts.Region} {
+			have, err := setting(ctx, tx, name)
+			if err != nil {
+				return err
+			}
+			if have == "" {
+				err = setSetting(ctx, tx, name, want)
+			} else if have != want {
+				err = fmt.Errorf("the database is of %s %s, not %s", name, have, want)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if c.opts.Alone {
+			_, err := tx.ExecContext(ctx, `UPDATE jobs SET lease_owner = '', lease_until = ''`)
+			return err
+		}
+		return nil
+	})
+}
+
+// Close writes telemetry down and closes what is exported; instances go on running
+// and wait for their disks. It may be called twice; Run must have returned.
+func (c *Service) Close() error {
+	err := c.gauge.flush(context.Background(), c.db)
+	c.mu.Lock()
+	ids := make([]string, 0, len(c.views))
+	for id := range c.views {
+		ids = append(ids, id)
+	}
+	c.mu.Unlock()
+	for _, id := range ids {
+		err = errors.Join(err, c.unexport(id))
+	}
+	return err
+}
+
+// InitializeService implements the operation: everything else is refused before.
+func (c *Service) InitializeService(ctx context.Context, _ *mgn.InitializeServiceRequest) (*mgn.InitializeServiceResponse, error) {
+	return &mgn.InitializeServiceResponse{}, c.db.update(ctx, func(tx *sql.Tx) error {
+		at, err := setting(ctx, tx, "initialized")
+		if err != nil || at != "" {
+			return err
+		}
+		return setSetting(ctx, tx, "initialized", stamp(c.now()))
+	})
+}
+
+// ready refuses what comes before InitializeService.
+func (c *Service) ready(ctx context.Context) error {
+	at, err := setting(ctx, c.db.reader, "initialized")
+	if err == nil && at == "" {
+		err = uninitialized()
+	}
+	return err
+}

@@ -1,0 +1,175 @@
+package replicator
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+	"rehost/ca"
+	"rehost/receive"
+	"rehost/store"
+)
+
+// Config says what a replication server stands on. All but Logger and Poll must be set.
+type Config struct {
+	Endpoint string // of the service: https://host:8443
+	Region   string
+	ID       string // i- and 17 hexadecimal digits, as on the certificate
+	Address  string // host:port that agents are told to connect to
+
+	Root        *x509.Certificate
+	Certificate func() (*tls.Certificate, error)
+
+	Store    *store.Store
+	Listener net.Listener // on port 1500; closed by Run
+
+	Logger *slog.Logger
+	Poll   time.Duration // between questions for the associations; 0 means 2 s
+}
+
+// A replicator is one run.
+type replicator struct {
+	config  Config
+	log     *slog.Logger
+	revoked *ca.Revocations
+	client  *awsapi.Client
+
+	mu      sync.Mutex
+	pending map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest // guarded by mu: not delivered yet, by source server
+}
+
+// Run serves until ctx ends, which is no error, or the listener fails.
+func Run(ctx context.Context, config Config) error {
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	if config.Poll == 0 {
+		config.Poll = 2 * time.Second
+	}
+	r := &replicator{config: config, log: config.Logger, revoked: &ca.Revocations{}, pending: map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest{}}
+	toService := ca.Endpoint{Root: config.Root, Certificate: config.Certificate}.ClientConfig(ca.Name{Role: ca.Service})
+	unsigned := awsapi.NewClient(awsapi.ClientOptions{Endpoint: config.Endpoint, Region: config.Region, TLS: toService})
+	defer unsigned.Close()
+	r.client = awsapi.NewClient(awsapi.ClientOptions{Endpoint: config.Endpoint, Region: config.Region, TLS: toService, UserAgent: "rehost-replicator",
+		Credentials: aws.NewCredentialsCache(sessions{unsigned}, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 5 * time.Minute })})
+	defer r.client.Close()
+
+	server := receive.New(receive.Config{Endpoint: ca.Endpoint{Root: config.Root, Certificate: config.Certificate, Revoked: r.revoked},
+		Store: receive.Replicas(config.Store, nil), Controller: controller{r}, Logger: config.Logger})
+	var all sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	all.Go(func() {
+		<-ctx.Done()
+		server.Close()
+	})
+	all.Go(func() { r.poll(ctx) })
+	err := server.Serve(config.Listener)
+	cancel()
+	all.Wait()
+	r.deliver(context.WithoutCancel(ctx)) // what the last commits of closing sessions left
+	if err != nil {
+		return fmt.Errorf("replication server %s: %w", config.ID, err)
+	}
+	return nil
+}
+
+// sessions exchanges the certificate for credentials.
+type sessions struct{ client *awsapi.Client }
+
+// Retrieve implements [aws.CredentialsProvider].
+func (s sessions) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	out, err := awsapi.Call(ctx, s.client, formgn.CreateSessionForMgn, &formgn.CreateSessionForMgnRequest{})
+	if err != nil {
+		return aws.Credentials{}, err
+	}
+	expires, err := awsapi.ParseDateTime(out.Expiration)
+	if err != nil {
+		return aws.Credentials{}, fmt.Errorf("session: %w", err)
+	}
+	return aws.Credentials{AccessKeyID: out.AccessKeyId, SecretAccessKey: string(out.SecretAccessKey), SessionToken: string(out.SessionToken),
+		CanExpire: true, Expires: expires, Source: "CreateSessionForMgn"}, nil
+}
+
+// poll asks which source servers are to be served, and so says that this
+// replication server is there. It logs when the service goes and comes.
+func (r *replicator) poll(ctx context.Context) {
+	tick := time.NewTicker(r.config.Poll)
+	defer tick.Stop()
+	var trouble error
+	for {
+		err := r.associate(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil && (trouble == nil || trouble.Error() != err.Error()):
+			r.log.Warn("the service cannot be asked", "err", err)
+		case err == nil && trouble != nil:
+			r.log.Info("the service answers")
+		}
+		trouble = err
+		if err == nil {
+			r.deliver(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (r *replicator) associate(ctx context.Context) error {
+	out, err := awsapi.Call(ctx, r.client, formgn.DescribeReplicationServerAssociationsForMgn,
+		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address})
+	if err != nil {
+		return err
+	}
+	for _, a := range out.Associations {
+		r.revoked.Add(a.RevokedCertificateSerials...)
+	}
+	return nil
+}
+
+// deliver repeats progress that the service has not taken.
+func (r *replicator) deliver(ctx context.Context) {
+	r.mu.Lock()
+	waiting := make([]*formgn.NotifyAgentReplicationProgressForMgnRequest, 0, len(r.pending))
+	for _, p := range r.pending {
+		waiting = append(waiting, p)
+	}
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for _, p := range waiting {
+		r.send(ctx, p)
+	}
+}
+
+// send tells progress. It stays pending while nobody answers; an answer of
+// whatever kind settles it.
+func (r *replicator) send(ctx context.Context, p *formgn.NotifyAgentReplicationProgressForMgnRequest) {
+	_, err := awsapi.Call(ctx, r.client, formgn.NotifyAgentReplicationProgressForMgn, p)
+	answer := new(awsapi.CallError)
+	if err != nil && (!errors.As(err, &answer) || answer.Status >= 500) {
+		r.log.Warn("progress is not delivered yet", "server", p.SourceServerID, "err", err)
+		return
+	}
+	if err != nil {
+		r.log.Warn("progress is not accepted", "server", p.SourceServerID, "err", err)
+	}
+	r.mu.Lock()
+	if r.pending[p.SourceServerID] == p {
+		delete(r.pending, p.SourceServerID)
+	}
+	r.mu.Unlock()
+}
