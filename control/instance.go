@@ -97,6 +97,9 @@ func (c *Service) spec(s *server, id string, cutover bool, disks []block.Disk) l
 	if cutover {
 		spec.Network.Mode = launch.Outbound
 	}
+	for _, port := range c.opts.Forwards {
+		spec.Network.Forwards = append(spec.Network.Forwards, launch.Forward{GuestPort: port})
+	}
 	for _, d := range disks {
 		spec.Disks = append(spec.Disks, launch.Disk{Name: d.ID.String(), Socket: c.opts.Socket, Export: exportName(id, d.ID), Size: d.Size, Boot: d.Boot})
 	}

@@ -63,6 +63,7 @@ type Options struct {
 	Exporter Exporter
 	Socket   string // absolute path of the unix socket that Exporter is served on
 	Target   launch.Target
+	Forwards []int // TCP ports of every instance that are to be reached on this machine's loopback
 
 	Authority Authority
 	Sessions  Sessions

@@ -21,6 +21,8 @@ import (
 type CLI struct {
 	Serve      ServeCmd      `cmd:"" help:"Run the service, with a replication server inside."`
 	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
+	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
+	Keys       KeysCmd       `cmd:"" help:"Make access keys while the service is stopped."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
 

@@ -34,6 +34,7 @@ type ServeCmd struct {
 	ReplicationListen string   `help:"Address that agents replicate to." default:":1500" placeholder:"HOST:PORT"`
 	Region            string   `help:"Region that clients have to name." default:"us-east-1"`
 	Advertise         []string `help:"Names and addresses of this machine, for certificates and agents; the first is told to agents. By default its host name and addresses." placeholder:"HOST"`
+	LaunchForward     []int    `help:"TCP ports of every launched instance that are to be reached on this machine's loopback; rehost instance ls says where." placeholder:"PORT"`
 	NoReplicator      bool     `help:"Run no replication server; see rehost replicator."`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 }
@@ -128,29 +129,35 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 }
 
 // identities opens the accounts. The first time it makes the administrator's
-// key; one that was made and not written is made again.
+// key and one for installing agents; what was made and not written is made again.
 func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *served) (*identity.Directory, error) {
-	key, err := identity.LoadSealingKey(filepath.Join(c.Data, "sealing.key"))
+	directory, err := openDirectory(ctx, c.Data, db)
 	if err != nil {
 		return nil, err
 	}
-	directory, err := identity.Open(ctx, identity.Options{Store: db.Identities(), Key: key})
+	if s.firstKey, err = directory.Bootstrap(ctx); err != nil || s.firstKey.AccessKeyID == "" {
+		return directory, err
+	}
+	installer, err := createInstaller(ctx, directory, installerLife)
 	if err != nil {
 		return nil, err
 	}
-	if s.firstKey, err = directory.Bootstrap(ctx); err != nil {
+	return directory, errors.Join(
+		writeCredentials(filepath.Join(c.Data, "installer-credentials"), installer, c.Region),
+		writeCredentials(filepath.Join(c.Data, "credentials"), s.firstKey, c.Region))
+}
+
+func openDirectory(ctx context.Context, data string, db *control.Database) (*identity.Directory, error) {
+	key, err := identity.LoadSealingKey(filepath.Join(data, "sealing.key"))
+	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(c.Data, "credentials")
-	if s.firstKey.AccessKeyID == "" {
-		return directory, nil
-	}
-	return directory, writeCredentials(path, s.firstKey, c.Region)
+	return identity.Open(ctx, identity.Options{Store: db.Identities(), Key: key})
 }
 
 func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database, directory *identity.Directory, exporter *export.Server, socket string, target launch.Target) (err error) {
 	s.service, err = control.Open(ctx, control.Options{Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
-		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target,
+		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target, Forwards: c.LaunchForward,
 		Authority: s.authority, Sessions: sessions{directory}, Logger: s.log})
 	if err != nil {
 		return err

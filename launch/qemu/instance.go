@@ -71,11 +71,9 @@ func (in *instance) describe() launch.Instance {
 	if !alive {
 		state = launch.Stopped
 	}
-	return launch.Instance{
-		ID: r.Spec.ID, Name: r.Spec.Name, UUID: r.UUID, State: state, Started: r.Started,
-		FirstBoot: r.FirstBoot, FirstBootReason: r.FirstBootReason, FirstBootAt: r.FirstBootAt,
-		Accelerator: r.Accel, Forwards: r.Forwards, Hydration: in.hydration,
-	}
+	described := r.instance()
+	described.State, described.Hydration = state, in.hydration
+	return described
 }
 
 // follow looks at the machine until it has stopped or the context ends. What

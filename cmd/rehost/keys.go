@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"rehost/control"
+	"rehost/identity"
+)
+
+// installerLife is how long the installation key of the first start works.
+const installerLife = 7 * 24 * time.Hour
+
+// KeysCmd is `rehost keys`.
+type KeysCmd struct {
+	Data string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
+
+	CreateInstaller KeysCreateInstallerCmd `cmd:"" help:"Make a key that can install agents, and nothing else, and that ends by itself."`
+}
+
+// KeysCreateInstallerCmd is `rehost keys create-installer`.
+type KeysCreateInstallerCmd struct {
+	Expires time.Duration `help:"How long the key works." default:"24h"`
+}
+
+// Run makes the key and prints it as the two variables that the installer reads.
+func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CLI) (err error) {
+	if c.Expires <= 0 {
+		return fmt.Errorf("%w: --expires must be in the future", errUsage)
+	}
+	unlock, err := lockDir(cli.Keys.Data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	db, err := control.OpenDatabase(ctx, filepath.Join(cli.Keys.Data, "control.db"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	directory, err := openDirectory(ctx, cli.Keys.Data, db)
+	if err != nil {
+		return err
+	}
+	if directory.Account().ID == "" {
+		return errors.New("the service has not been started in this directory yet: its first start makes an installation key itself")
+	}
+	key, err := createInstaller(ctx, directory, c.Expires)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "export AWS_ACCESS_KEY_ID=%s\nexport AWS_SECRET_ACCESS_KEY=%s\n", key.AccessKeyID, string(key.SecretAccessKey))
+	return nil
+}
+
+// createInstaller makes a user of its own for the key, who may install agents
+// under a boundary that ends with the key's life.
+func createInstaller(ctx context.Context, directory *identity.Directory, life time.Duration) (identity.Credentials, error) {
+	now := time.Now().UTC()
+	name := "installer-" + now.Format("20060102T150405.000")
+	boundary, err := directory.CreatePolicy(ctx, identity.Policy{Name: name, Document: fmt.Sprintf(
+		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:CurrentTime":%q}}}]}`,
+		now.Add(life).Format(time.RFC3339))})
+	if err != nil {
+		return identity.Credentials{}, fmt.Errorf("make the boundary of %s: %w", name, err)
+	}
+	policy := identity.ManagedPolicy("AWSApplicationMigrationAgentInstallationPolicy")
+	if err := directory.CreateUser(ctx, identity.User{Name: name, Attached: []string{policy}, Boundary: boundary}); err != nil {
+		return identity.Credentials{}, fmt.Errorf("make user %s: %w", name, err)
+	}
+	return directory.CreateAccessKey(ctx, name)
+}
