@@ -1,0 +1,189 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"rehost/internal/loop"
+)
+
+// attach makes a loop device over a new or existing file.
+func attach(path string, size int64) (*loop.Device, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if size > 0 {
+		if err := f.Truncate(size); err != nil {
+			return nil, err
+		}
+	}
+	return loop.Attach(f)
+}
+
+// dropCaches lets every copy begin with cold pages; what cannot be dropped stays.
+func dropCaches() error {
+	if err := exec.Command("sync").Run(); err != nil {
+		return err
+	}
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}
+
+// fullCopy compares a first copy with two peers: a disk of 2 GiB, half full of real files.
+func (b *bench) fullCopy(ctx context.Context) error {
+	const size = 2 << 30
+	fmt.Println("full copy: 2 GiB, half of it real files, mutual TLS, durable at the end")
+	image := filepath.Join(b.dir, "source.img")
+	if err := makeDisk(ctx, image, size); err != nil {
+		return err
+	}
+	disk, err := attach(image, 0)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	certs := filepath.Join(b.dir, "certs")
+	if err := errors.Join(os.Mkdir(certs, 0o700), credentialsDir(certs)); err != nil {
+		return err
+	}
+	rss := 0.0
+	ours := copier{"rehost", func(ctx context.Context, source, target string) (time.Duration, error) {
+		defer os.RemoveAll(target)
+		if err := os.Mkdir(target, 0o700); err != nil {
+			return 0, err
+		}
+		p, err := startReceiver(target)
+		if err != nil {
+			return 0, err
+		}
+		s, err := p.send(ctx, 0, nil, source)
+		rss = max(rss, s.MaxRSSMiB)
+		return time.Duration(s.CopySeconds * float64(time.Second)), errors.Join(err, p.stop())
+	}}
+	copiers := []copier{ours, nbdcopyToNbdkit(certs), qemuImgToQemuNBD(certs)}
+	rates := map[string][]float64{}
+	for range b.rounds {
+		for _, c := range copiers {
+			target := filepath.Join(b.dir, "target-"+c.name)
+			if err := dropCaches(); err != nil {
+				return err
+			}
+			took, err := c.copy(ctx, disk.Path, target)
+			if err != nil {
+				return fmt.Errorf("full copy by %s: %w", c.name, err)
+			}
+			if err := os.RemoveAll(target); err != nil {
+				return err
+			}
+			rate := size / 1e6 / took.Seconds()
+			rates[c.name] = append(rates[c.name], rate)
+			fmt.Printf("  %-9s %7.0f MB/s\n", c.name, rate)
+		}
+	}
+	mine := median(rates["rehost"])
+	b.figures["full_copy_mbps"] = mine
+	b.figures["full_copy_vs_nbdcopy"] = mine / median(rates["nbdcopy"])
+	b.figures["full_copy_vs_qemu_img"] = mine / median(rates["qemu-img"])
+	b.figures["agent_rss_mib"] = rss
+	return nil
+}
+
+// pointAge samples how old the newest durable point is while 20 MB/s of random 4 KiB writes go to the disk.
+func (b *bench) pointAge(ctx context.Context) error {
+	fmt.Println("recovery point age: 20 MB/s of random 4 KiB writes to a disk of 1 GiB, 20 s")
+	disk, err := attach(filepath.Join(b.dir, "age.img"), 1<<30)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	dir := filepath.Join(b.dir, "age")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	p, err := startReceiver(dir)
+	if err != nil {
+		return err
+	}
+	const watch = 20 * time.Second
+	load := exec.CommandContext(ctx, "fio", "--name=age", "--filename="+disk.Path, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio",
+		"--direct=1", "--rate=20m", "--time_based", "--runtime=22", "--norandommap", "--output-format=json")
+	var started error
+	s, err := p.send(ctx, watch, func() { started = load.Start() }, disk.Path)
+	if err = errors.Join(err, started, p.stop()); err != nil {
+		return err
+	}
+	if err := load.Wait(); err != nil {
+		return fmt.Errorf("fio: %w", err)
+	}
+	if len(s.Ages) == 0 {
+		return errors.New("no recovery point was seen")
+	}
+	b.figures["point_age_p50_ms"] = percentile(s.Ages, 50)
+	b.figures["point_age_p99_ms"] = percentile(s.Ages, 99)
+	b.figures["point_age_cpu_pct"] = s.CPUSeconds / s.Seconds * 100
+	b.figures["agent_rss_mib"] = max(b.figures["agent_rss_mib"], s.MaxRSSMiB)
+	b.notes = append(b.notes, fmt.Sprintf("point age: %s, %d epochs and %d conflicts in %.0f s", s.Method, s.Epochs, s.Conflicts, s.Seconds))
+	return os.RemoveAll(dir)
+}
+
+// overhead compares fio's IOPS with the tracker attached and without, in alternating pairs.
+func (b *bench) overhead(ctx context.Context) error {
+	fmt.Println("write overhead: fio randwrite 4 KiB, queue depth 16, alternating pairs")
+	disk, err := attach(filepath.Join(b.dir, "overhead.img"), 1<<30)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	if _, err := iops(ctx, disk.Path, "10"); err != nil { // allocates the backing file
+		return err
+	}
+	var loss []float64
+	for i := range 2*b.rounds + 1 {
+		var with, without float64
+		measure := []func() error{
+			func() (err error) { without, err = iops(ctx, disk.Path, "4"); return err },
+			func() (err error) { with, err = trackedIOPS(ctx, disk.Path, "4"); return err },
+		}
+		for j := range measure {
+			if err := measure[(i+j)%2](); err != nil {
+				return err
+			}
+		}
+		loss = append(loss, (1-with/without)*100)
+		fmt.Printf("  %7.0f IOPS without, %7.0f with the tracker: %+.1f %%\n", without, with, loss[len(loss)-1])
+	}
+	b.figures["write_overhead_pct"] = median(loss)
+	b.figures["write_overhead_p25_pct"] = percentile(loss, 25)
+	b.figures["write_overhead_p75_pct"] = percentile(loss, 75)
+	return nil
+}
+
+func iops(ctx context.Context, path, seconds string) (float64, error) {
+	cmd := exec.CommandContext(ctx, "fio", "--name=overhead", "--filename="+path, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio",
+		"--direct=1", "--time_based", "--runtime="+seconds, "--norandommap", "--output-format=json")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return 0, fmt.Errorf("fio: %w: %s", err, errs.String())
+	}
+	var result struct {
+		Jobs []struct {
+			Write struct {
+				IOPS float64 `json:"iops"`
+			} `json:"write"`
+		} `json:"jobs"`
+	}
+	if err := json.Unmarshal(out, &result); err != nil {
+		return 0, fmt.Errorf("read fio's result: %w", err)
+	}
+	return result.Jobs[0].Write.IOPS, nil
+}
