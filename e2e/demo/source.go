@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"rehost/e2e/sourceserver/records"
+	"rehost/internal/testvm"
+)
+
+// A source is the server that is to move: a virtual machine that this program
+// started, with two disks under load.
+type source struct {
+	vm    *testvm.VM
+	token string
+}
+
+// evidence is what a test machine says of its records: at its own boot, and now.
+type evidence struct {
+	Boot, Now records.Verdict
+}
+
+// bootSource builds the source server's disks under dir and starts it on NVMe.
+func bootSource(ctx context.Context, dir string, log io.Writer) (*source, error) {
+	build := exec.CommandContext(ctx, filepath.Join("e2e", "sourceserver", "build.sh"), dir)
+	build.Stdout, build.Stderr = log, log
+	if err := build.Run(); err != nil {
+		return nil, fmt.Errorf("build the source server's disks: %w", err)
+	}
+	token, err := os.ReadFile(filepath.Join(dir, "token"))
+	if err != nil {
+		return nil, err
+	}
+	vm, err := testvm.Start(testvm.Config{
+		Disks: []testvm.Disk{{Path: filepath.Join(dir, "disk0.img"), Bus: "nvme"}, {Path: filepath.Join(dir, "disk1.img"), Bus: "nvme"}},
+		UUID:  "5e0f1ce5-0000-4000-8000-000000000001", MemoryMiB: 512, Ports: []int{80}, Dir: dir,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &source{vm, strings.TrimSpace(string(token))}
+	if _, err := vm.Get(ctx, 80, "/"); err != nil {
+		vm.Kill()
+		return nil, fmt.Errorf("boot the source server: %w", err)
+	}
+	return s, nil
+}
+
+// run executes a shell command in the source server, as somebody logged in there would.
+func (s *source) run(ctx context.Context, command string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.vm.Addr(80)+"/run", strings.NewReader(command))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+s.token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("run a command in the source server: %w", err)
+	}
+	defer resp.Body.Close()
+	out, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return string(out), fmt.Errorf("run a command in the source server: %w", err)
+	}
+	if status := resp.Trailer.Get("X-Exit-Status"); resp.StatusCode != http.StatusOK || status != "0" {
+		return string(out), fmt.Errorf("a command in the source server ended with status %q (HTTP %s): %s", status, resp.Status, out)
+	}
+	return string(out), nil
+}
+
+// recordsAt asks a test machine for the state of its records.
+func recordsAt(ctx context.Context, addr string) (e evidence, err error) {
+	body, err := testvm.Get(ctx, "http://"+addr+"/records")
+	if err != nil {
+		return e, err
+	}
+	return e, json.Unmarshal(body, &e)
+}
+
+// installer serves the agent's program to the guest and returns the commands that fetch and check it.
+func installer(program string) (fetch string, stop func() error, err error) {
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return "", nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "rehost-agent", time.Time{}, bytes.NewReader(data))
+	})}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	sum := sha256.Sum256(data)
+	fetch = fmt.Sprintf(`set -e
+wget -q -O /usr/local/sbin/rehost-agent http://%s:%d/
+echo '%s  /usr/local/sbin/rehost-agent' | sha256sum -c -s
+chmod 755 /usr/local/sbin/rehost-agent
+`, guestHost, l.Addr().(*net.TCPAddr).Port, hex.EncodeToString(sum[:]))
+	return fetch, func() error {
+		err := srv.Close()
+		if e := <-done; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, e)
+		}
+		return err
+	}, nil
+}
+
+// lost counts the records that the source had made durable before and that the
+// copy, as it was when it booted, does not hold.
+func lost(before records.Verdict, copied records.Verdict) (uint64, error) {
+	if !copied.OK {
+		return 0, fmt.Errorf("the copy's records are not consistent: %+v", copied)
+	}
+	behind := func(was, is records.Report) uint64 {
+		if is.Last >= was.Last {
+			return is.Gaps
+		}
+		return was.Last - is.Last + is.Gaps
+	}
+	return behind(before.A, copied.A) + behind(before.B, copied.B), nil
+}
