@@ -247,7 +247,7 @@ func (t *kernelTracker) audit() error {
 	}
 	if missed > t.missed {
 		t.missed = missed
-		return &AuditError{Disk: -1, Reason: "the kernel skipped a tracking program (recursion)"}
+		return &AuditError{Disk: -1, Reason: "the kernel skipped the program that sees writes begin"}
 	}
 	quiet, proven := 0, false
 	for i := range t.sources {

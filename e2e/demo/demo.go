@@ -122,14 +122,14 @@ func (d *demo) installAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fetch, stop, err := installer(filepath.Join(d.bin, "rehost-agent"))
+	agent, err := testvm.OfferFile(filepath.Join(d.bin, "rehost-agent"), "/usr/local/sbin/rehost-agent")
 	if err != nil {
 		return err
 	}
-	out, err := d.source.run(ctx, fetch+fmt.Sprintf("AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s /usr/local/sbin/rehost-agent install --no-prompt --region %s --endpoint %s:%d --ca-fingerprint %s\n",
-		id, secret, region, guestHost, d.service.port, fingerprint))
+	out, err := d.source.run(ctx, agent.Fetch+fmt.Sprintf("AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s /usr/local/sbin/rehost-agent install --no-prompt --region %s --endpoint %s:%d --ca-fingerprint %s\n",
+		id, secret, region, testvm.GuestHost, d.service.port, fingerprint))
 	d.t.say("%s", out)
-	if err = errors.Join(err, stop()); err != nil {
+	if err = errors.Join(err, agent.Close()); err != nil {
 		return err
 	}
 	if out, err := d.source.run(ctx, fmt.Sprintf("grep -rlF %s /var/lib /etc /usr/local /root /tmp /run 2>/dev/null; true", secret)); err != nil || out != "" {
@@ -160,10 +160,15 @@ func (d *demo) age(ctx context.Context) error {
 			return err
 		}
 		var status struct {
-			LagSeconds float64 `json:"lagSeconds"`
+			LagSeconds     float64 `json:"lagSeconds"`
+			Tracking       string  `json:"tracking"`
+			TrackingReason string  `json:"trackingReason"`
 		}
 		if err := json.Unmarshal([]byte(out), &status); err != nil {
 			return fmt.Errorf("read the agent's status: %w", err)
+		}
+		if status.Tracking != "EBPF" {
+			return fmt.Errorf("the source server's changes are not tracked with eBPF: %s", status.TrackingReason)
 		}
 		ages = append(ages, status.LagSeconds*1000)
 		select {

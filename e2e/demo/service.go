@@ -22,14 +22,12 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/mgn"
 
 	"rehost/ca"
+	"rehost/internal/testvm"
 	"rehost/launch"
 	"rehost/launch/qemu"
 )
 
 const region = "us-east-1"
-
-// guestHost is how a guest on QEMU's user network reaches this machine's loopback.
-const guestHost = "10.0.2.2"
 
 // A service is one `rehost serve` that this program started.
 type service struct {
@@ -65,7 +63,7 @@ func startService(ctx context.Context, program, data string, log *os.File) (*ser
 	s.cmd = exec.Command(program, "serve", "--data", data, "--region", region,
 		"--listen", fmt.Sprintf("127.0.0.1:%d", port),
 		"--replication-listen", fmt.Sprintf("127.0.0.1:%d", replication),
-		"--advertise", guestHost, "--launch-forward", "80")
+		"--advertise", testvm.GuestHost, "--launch-forward", "80")
 	s.cmd.Stdout = log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a ^C is for the demo, which then stops it in order
 	errs, err := s.cmd.StderrPipe()

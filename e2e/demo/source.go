@@ -1,21 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"rehost/e2e/sourceserver/records"
 	"rehost/internal/testvm"
@@ -61,24 +54,7 @@ func bootSource(ctx context.Context, dir string, log io.Writer) (*source, error)
 
 // run executes a shell command in the source server, as somebody logged in there would.
 func (s *source) run(ctx context.Context, command string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.vm.Addr(80)+"/run", strings.NewReader(command))
-	if err != nil {
-		return "", err
-	}
-	req.Header.Set("Authorization", "Bearer "+s.token)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", fmt.Errorf("run a command in the source server: %w", err)
-	}
-	defer resp.Body.Close()
-	out, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return string(out), fmt.Errorf("run a command in the source server: %w", err)
-	}
-	if status := resp.Trailer.Get("X-Exit-Status"); resp.StatusCode != http.StatusOK || status != "0" {
-		return string(out), fmt.Errorf("a command in the source server ended with status %q (HTTP %s): %s", status, resp.Status, out)
-	}
-	return string(out), nil
+	return s.vm.Shell(ctx, s.token, command)
 }
 
 // recordsAt asks a test machine for the state of its records.
@@ -88,36 +64,6 @@ func recordsAt(ctx context.Context, addr string) (e evidence, err error) {
 		return e, err
 	}
 	return e, json.Unmarshal(body, &e)
-}
-
-// installer serves the agent's program to the guest and returns the commands that fetch and check it.
-func installer(program string) (fetch string, stop func() error, err error) {
-	data, err := os.ReadFile(program)
-	if err != nil {
-		return "", nil, err
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.ServeContent(w, r, "rehost-agent", time.Time{}, bytes.NewReader(data))
-	})}
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
-	sum := sha256.Sum256(data)
-	fetch = fmt.Sprintf(`set -e
-wget -q -O /usr/local/sbin/rehost-agent http://%s:%d/
-echo '%s  /usr/local/sbin/rehost-agent' | sha256sum -c -s
-chmod 755 /usr/local/sbin/rehost-agent
-`, guestHost, l.Addr().(*net.TCPAddr).Port, hex.EncodeToString(sum[:]))
-	return fetch, func() error {
-		err := srv.Close()
-		if e := <-done; !errors.Is(e, http.ErrServerClosed) {
-			err = errors.Join(err, e)
-		}
-		return err
-	}, nil
 }
 
 // lost counts the records that the source had made durable before and that the
