@@ -136,3 +136,20 @@ func TestReplication_Commands(t *testing.T) {
 		}
 	})
 }
+
+// TestDiskProgress: the first copy is seen to go on long before it is done.
+func TestDiskProgress(t *testing.T) {
+	c := capture.Status{State: capture.InitialSync, Disks: []capture.DiskStatus{{Disk: block.Disk{Size: 100}}}}
+	done := func() int64 { return diskProgress(c)[0].ReplicatedStorageBytes }
+	if got := done(); got != 0 {
+		t.Errorf("before the first round %d are replicated", got)
+	}
+	c.Rounds, c.Disks[0].Backlog = 1, 70
+	if got := done(); got != 30 {
+		t.Errorf("with 70 of 100 to read %d are replicated", got)
+	}
+	c.State, c.Disks[0].Replicated = capture.Continuous, 100
+	if got := done(); got != 100 {
+		t.Errorf("with new backlog %d of 100 are replicated", got)
+	}
+}

@@ -63,11 +63,24 @@ func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool)
 	if !c.Point.Seq.IsZero() {
 		r.LagMilliseconds = pointer(c.Lag.Milliseconds())
 	}
-	for _, d := range c.Disks {
-		r.Disks = append(r.Disks, formgn.DiskProgress{DiskID: int32(d.Disk.ID), TotalStorageBytes: d.Disk.Size,
-			ReplicatedStorageBytes: d.Replicated, BackloggedStorageBytes: d.Backlog})
-	}
+	r.Disks = diskProgress(c)
 	return r, true
+}
+
+// diskProgress is how far each disk is. During the first copy what was read
+// counts, since nothing of it is durable as a point before the end of an epoch
+// that may take hours.
+func diskProgress(c capture.Status) []formgn.DiskProgress {
+	out := []formgn.DiskProgress{}
+	for _, d := range c.Disks {
+		done := d.Replicated
+		if c.State == capture.InitialSync && c.Rounds > 0 { // before the first round there is no backlog to count from
+			done = max(done, d.Disk.Size-d.Backlog)
+		}
+		out = append(out, formgn.DiskProgress{DiskID: int32(d.Disk.ID), TotalStorageBytes: d.Disk.Size,
+			ReplicatedStorageBytes: done, BackloggedStorageBytes: d.Backlog})
+	}
+	return out
 }
 
 // replicationError puts a failure under one of MGN's names.

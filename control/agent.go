@@ -337,6 +337,11 @@ func (c *Service) UpdateAgentBacklog(ctx context.Context, in *formgn.UpdateAgent
 	_, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		changed := s.Replication.blame(byAgent, string(in.Error), deref(in.RawError), now)
 		if slices.Contains(reportable, in.State) {
+			// The agent is believed that it copies, once the replication server has
+			// said that it is there: comparing may send nothing for hours.
+			if s.Replication.current() == stepTransfer && slices.ContainsFunc(in.Disks, moving) {
+				changed = s.Replication.transferring(now) || changed
+			}
 			changed = s.flow(mgn.DataReplicationState(in.State)) || changed
 		}
 		return changed
@@ -355,6 +360,10 @@ func (c *Service) UpdateAgentBacklog(ctx context.Context, in *formgn.UpdateAgent
 		}
 	})
 	return out, nil
+}
+
+func moving(d formgn.DiskProgress) bool {
+	return d.ReplicatedStorageBytes > 0 || d.RescannedStorageBytes > 0
 }
 
 // flow takes a state over that was reported, as far as it can be true: not

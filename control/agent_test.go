@@ -235,6 +235,61 @@ func TestSilence(t *testing.T) {
 	state("CONTINUOUS", "")
 }
 
+// TestFirstCopy: data that comes ends initiation at once, however long the first
+// epoch takes, and is seen to grow.
+func TestFirstCopy(t *testing.T) {
+	ctx := t.Context()
+	for name, flows := range map[string]func(w *world, id string, generation int64) error{
+		"the replication server receives": func(w *world, id string, generation int64) error {
+			_, err := w.NotifyAgentReplicationProgress(ctx, &formgn.NotifyAgentReplicationProgressForMgnRequest{ReplicatorID: replicatorID,
+				SourceServerID: id, Generation: generation, ReceivedBytes: p(int64(4096))})
+			return err
+		},
+		"the agent compares": func(w *world, id string, _ int64) error { return w.reportCopy(id, 1<<20) },
+	} {
+		w := newWorld(t)
+		id := w.register("01")
+		w.pair(id)
+		if err := w.reportCopy(id, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.describe(id).DataReplicationInfo.DataReplicationState; got != "INITIATING" {
+			t.Fatalf("%s: the agent is believed without a connection: %s", name, got)
+		}
+		connected, err := w.NotifyAgentConnected(ctx, &formgn.NotifyAgentConnectedForMgnRequest{ReplicatorID: replicatorID, SourceServerID: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := flows(w, id, connected.Generation); err != nil {
+			t.Fatal(err)
+		}
+		for i := range int64(3) { // minutes without a commit
+			w.clock.advance(time.Minute)
+			if err := errors.Join(w.reportCopy(id, (i+2)<<20), w.watch(ctx)); err != nil {
+				t.Fatal(err)
+			}
+			got := w.describe(id)
+			if d := got.DataReplicationInfo; d.DataReplicationState != "INITIAL_SYNC" || *d.ReplicatedDisks[0].ReplicatedStorageBytes != (i+2)<<20 || d.EtaDateTime == "" {
+				t.Fatalf("%s: after %d minutes: %+v", name, i+1, d)
+			}
+			if got.LifeCycle.State != "NOT_READY" || got.DataReplicationInfo.LagDuration != "" {
+				t.Fatalf("%s: launchable before there is a point: %+v", name, got.LifeCycle)
+			}
+		}
+		w.replicate(id)
+		if got := w.describe(id); got.DataReplicationInfo.DataReplicationState != "CONTINUOUS" || got.LifeCycle.State != "READY_FOR_TEST" {
+			t.Fatalf("%s: after the first point: %s, %s", name, got.DataReplicationInfo.DataReplicationState, got.LifeCycle.State)
+		}
+	}
+}
+
+// reportCopy is an agent's report of its first copy.
+func (w *world) reportCopy(id string, done int64) error {
+	_, err := w.UpdateAgentBacklog(w.t.Context(), &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: "INITIAL_SYNC", EtaSeconds: p(int64(60)),
+		Disks: []formgn.DiskProgress{{DiskID: 0, TotalStorageBytes: 8 << 20, ReplicatedStorageBytes: done}}})
+	return err
+}
+
 // TestFencing: generations grow across restarts, and what an older session says
 // does not count.
 func TestFencing(t *testing.T) {

@@ -283,23 +283,31 @@ func (w *world) register(id string) string {
 	return out.SourceServerID
 }
 
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// pair brings a registered server's agent and a replication server together.
+func (w *world) pair(id string) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	_, err := w.DescribeReplicationServerAssociations(ctx, &formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: replicatorID, Address: p("127.0.0.1:1500")})
+	w.must(err)
+	_, err = w.GetAgentCommand(ctx, &formgn.GetAgentCommandForMgnRequest{SourceServerID: id})
+	w.must(err)
+	_, err = w.GetAgentReplicationInfo(ctx, &formgn.GetAgentReplicationInfoForMgnRequest{SourceServerID: id})
+	w.must(err)
+}
+
 // replicate brings a registered server to its first recovery point, by the
 // calls that its agent and its replication server would make.
 func (w *world) replicate(id string) {
 	w.t.Helper()
-	ctx := w.t.Context()
-	must := func(err error) {
-		w.t.Helper()
-		if err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	_, err := w.DescribeReplicationServerAssociations(ctx, &formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: replicatorID, Address: p("127.0.0.1:1500")})
-	must(err)
-	_, err = w.GetAgentCommand(ctx, &formgn.GetAgentCommandForMgnRequest{SourceServerID: id})
-	must(err)
-	_, err = w.GetAgentReplicationInfo(ctx, &formgn.GetAgentReplicationInfoForMgnRequest{SourceServerID: id})
-	must(err)
+	w.pair(id)
+	ctx, must := w.t.Context(), w.must
 	connected, err := w.NotifyAgentConnected(ctx, &formgn.NotifyAgentConnectedForMgnRequest{ReplicatorID: replicatorID, SourceServerID: id})
 	must(err)
 	seq := block.Seq(connected.Generation)

@@ -219,17 +219,25 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	return &formgn.NotifyAgentReplicationProgressForMgnResponse{}, nil
 }
 
-// progress takes over that data has come, and that there is a point to launch from.
-func (s *server) progress(data, consistent bool, now time.Time) (changed bool) {
-	r := &s.Replication
-	if data && r.FirstByteAt == "" {
+// transferring takes over that data has come, which ends initiation.
+func (r *replication) transferring(now time.Time) (changed bool) {
+	if r.FirstByteAt == "" {
 		r.FirstByteAt, changed = stamp(now), true
 	}
-	if data && r.current() >= 0 && r.reached(stepTransfer, now) {
+	if r.current() >= 0 && r.reached(stepTransfer, now) {
 		r.Flow, changed = mgn.DataReplicationStateInitialSync, true
 		if r.FirstPoint != "" {
 			r.Flow = mgn.DataReplicationStateRescan
 		}
+	}
+	return changed
+}
+
+// progress takes over that data has come, and that there is a point to launch from.
+func (s *server) progress(data, consistent bool, now time.Time) (changed bool) {
+	r := &s.Replication
+	if data {
+		changed = r.transferring(now)
 	}
 	if consistent && r.FirstPoint == "" {
 		r.FirstPoint, changed = stamp(now), true

@@ -69,8 +69,9 @@ type Controller interface {
 	// Disconnected: the session is over; cause is nil if the agent ended it.
 	Disconnected(ctx context.Context, a Agent, cause error)
 
-	// Progress: at most about twice a second, and for the first commit, the end
-	// of the initial sync and the last commit of a session.
+	// Progress: at most about twice a second while data comes, committed or not,
+	// and for the first commit, the end of the initial sync and the last commit
+	// of a session.
 	Progress(ctx context.Context, a Agent, p Progress)
 
 	// Unhealthy: the store failed under a session, which has ended for it.

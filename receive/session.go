@@ -48,6 +48,7 @@ type session struct {
 	runs      map[block.Seq]uint64 // appended, of epochs after committed
 	arrived   chan struct{}        // closed and replaced when runs changes
 	progress  Progress
+	posted    time.Time // when progress was passed on last for runs alone
 }
 
 func newSession(s *Server, agent Agent, hello wire.Hello, disks []block.Disk, w Writer, last block.Point, log logger) *session {
@@ -189,7 +190,17 @@ func (x *session) stage(r wire.Run) error {
 	x.runs[r.Epoch]++
 	close(x.arrived)
 	x.arrived = make(chan struct{})
+	x.flowing()
 	return nil
+}
+
+// flowing tells that data comes, now and then: an epoch may take hours, above
+// all the first. The caller holds mu.
+func (x *session) flowing() {
+	if now := time.Now(); now.Sub(x.posted) >= reportEvery {
+		x.posted, x.progress.Bytes = now, x.bytes.Load()
+		x.report.post(x.progress, false)
+	}
 }
 
 // open checks that runs of an epoch may come.

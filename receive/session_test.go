@@ -95,6 +95,33 @@ func TestServer_ProgressIsRare(t *testing.T) {
 	}
 }
 
+// TestServer_ProgressBeforeCommit: of an epoch that takes long it is told that
+// data comes.
+func TestServer_ProgressBeforeCommit(t *testing.T) {
+	x, r := newSite(t), seeded(t)
+	s := x.dial()
+	defer s.Close()
+	for i := range uint64(64) { // more than is held back on the way
+		data := make([]byte, 16*block.Size)
+		for j := range data {
+			data[j] = byte(r.Uint32())
+		}
+		if err := s.Put(t.Context(), 1, i, block.Encode(block.Extent{Disk: disks[0].ID, Start: i * 16, Count: 16}, data, false)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
+		told := false
+		x.desk.locked(func() {
+			told = len(x.desk.progress) > 0 && x.desk.progress[0].Bytes > 0 && x.desk.progress[0].Point.Seq == 0
+		})
+		if told {
+			return
+		}
+	}
+	t.Error("nobody is told of data without a commit")
+}
+
 // A gate is a store whose commits wait, or fail.
 type gate struct {
 	receive.Store
