@@ -41,6 +41,7 @@ var layers = map[string][]string{
 	"e2e/sourceserver":         {"e2e/sourceserver/records"},
 	"e2e/sourceserver/records": nil,
 	"e2e/road":                 nil,
+	"e2e/site":                 {"ca"},
 	"e2e/demo":                 nil,
 	"e2e":                      nil,
 	"bench":                    nil,

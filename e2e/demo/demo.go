@@ -16,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/mgn"
 	"github.com/aws/aws-sdk-go-v2/service/mgn/types"
 
+	"rehost/e2e/site"
 	"rehost/internal/testvm"
 )
 
@@ -91,9 +92,9 @@ func (d *demo) startService(ctx context.Context) (err error) {
 	if d.service, err = startService(ctx, filepath.Join(d.bin, "rehost"), filepath.Join(d.dir, "service"), d.log); err != nil {
 		return err
 	}
-	d.undo = append(d.undo, d.service.removeInstances, d.service.stop)
-	d.t.say("%s speaks the API of AWS MGN; account, CA and administrator's key are made", d.service.endpoint)
-	return d.service.setUp(ctx)
+	d.undo = append(d.undo, d.service.removeInstances, d.service.Stop)
+	d.t.say("%s speaks the API of AWS MGN; account, CA and administrator's key are made", d.service.Endpoint)
+	return d.service.SetUp(ctx)
 }
 
 func (d *demo) bootSource(ctx context.Context) (err error) {
@@ -114,11 +115,11 @@ func (d *demo) bootSource(ctx context.Context) (err error) {
 
 func (d *demo) installAgent(ctx context.Context) error {
 	d.t.step("Installing the agent in it over the network, with an installation key")
-	id, secret, err := readCredentials(filepath.Join(d.service.data, "installer-credentials"))
+	id, secret, err := site.ReadCredentials(filepath.Join(d.service.Data, "installer-credentials"))
 	if err != nil {
 		return err
 	}
-	fingerprint, err := d.service.fingerprint()
+	fingerprint, err := d.service.Fingerprint()
 	if err != nil {
 		return err
 	}
@@ -127,7 +128,7 @@ func (d *demo) installAgent(ctx context.Context) error {
 		return err
 	}
 	out, err := d.source.run(ctx, agent.Fetch+fmt.Sprintf("AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s /usr/local/sbin/rehost-agent install --no-prompt --region %s --endpoint %s:%d --ca-fingerprint %s\n",
-		id, secret, region, testvm.GuestHost, d.service.port, fingerprint))
+		id, secret, site.Region, testvm.GuestHost, d.service.Port, fingerprint))
 	d.t.say("%s", out)
 	if err = errors.Join(err, agent.Close()); err != nil {
 		return err
@@ -136,7 +137,7 @@ func (d *demo) installAgent(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("the installation key is on the source server: %q", out), err)
 	}
 	d.t.say("the installation key is nowhere on the source server's disks")
-	server, err := d.service.server(ctx)
+	server, err := d.service.Server(ctx)
 	d.id = aws.ToString(server.SourceServerID)
 	return err
 }
@@ -186,7 +187,7 @@ func (d *demo) age(ctx context.Context) error {
 func (d *demo) test(ctx context.Context) error {
 	d.t.step("Launching a test instance: StartTest")
 	start := func(ctx context.Context) (*types.Job, error) {
-		out, err := d.service.api.StartTest(ctx, &mgn.StartTestInput{SourceServerIDs: []string{d.id}})
+		out, err := d.service.API.StartTest(ctx, &mgn.StartTestInput{SourceServerIDs: []string{d.id}})
 		if err != nil {
 			return nil, fmt.Errorf("start the test: %w", err)
 		}
@@ -206,12 +207,12 @@ func (d *demo) test(ctx context.Context) error {
 
 func (d *demo) endTest(ctx context.Context) error {
 	d.t.step("Ending the test: READY_FOR_CUTOVER, TerminateTargetInstances")
-	_, err := d.service.api.ChangeServerLifeCycleState(ctx, &mgn.ChangeServerLifeCycleStateInput{SourceServerID: &d.id,
+	_, err := d.service.API.ChangeServerLifeCycleState(ctx, &mgn.ChangeServerLifeCycleStateInput{SourceServerID: &d.id,
 		LifeCycle: &types.ChangeServerLifeCycleStateSourceServerLifecycle{State: types.ChangeServerLifeCycleStateSourceServerLifecycleStateReadyForCutover}})
 	if err != nil {
 		return fmt.Errorf("finish the test: %w", err)
 	}
-	out, err := d.service.api.TerminateTargetInstances(ctx, &mgn.TerminateTargetInstancesInput{SourceServerIDs: []string{d.id}})
+	out, err := d.service.API.TerminateTargetInstances(ctx, &mgn.TerminateTargetInstancesInput{SourceServerIDs: []string{d.id}})
 	if err != nil {
 		return fmt.Errorf("terminate the test instance: %w", err)
 	}
@@ -222,7 +223,7 @@ func (d *demo) endTest(ctx context.Context) error {
 func (d *demo) cutover(ctx context.Context) error {
 	d.t.step("Cutting over: StartCutover")
 	start := func(ctx context.Context) (*types.Job, error) {
-		out, err := d.service.api.StartCutover(ctx, &mgn.StartCutoverInput{SourceServerIDs: []string{d.id}})
+		out, err := d.service.API.StartCutover(ctx, &mgn.StartCutoverInput{SourceServerIDs: []string{d.id}})
 		if err != nil {
 			return nil, fmt.Errorf("start the cutover: %w", err)
 		}
@@ -232,7 +233,7 @@ func (d *demo) cutover(ctx context.Context) error {
 		return err
 	}
 	d.t.step("Finalizing: FinalizeCutover")
-	if _, err := d.service.api.FinalizeCutover(ctx, &mgn.FinalizeCutoverInput{SourceServerID: &d.id}); err != nil {
+	if _, err := d.service.API.FinalizeCutover(ctx, &mgn.FinalizeCutoverInput{SourceServerID: &d.id}); err != nil {
 		return fmt.Errorf("finalize the cutover: %w", err)
 	}
 	var left string
@@ -245,7 +246,7 @@ func (d *demo) cutover(ctx context.Context) error {
 		return fmt.Errorf("%w; left on the source server: %s", err, left)
 	}
 	d.result.AgentWiped = true
-	server, err := d.service.server(ctx)
+	server, err := d.service.Server(ctx)
 	if err != nil {
 		return err
 	}
@@ -310,14 +311,14 @@ func (d *demo) launchAndCheck(ctx context.Context, start func(context.Context) (
 
 // pointAfter waits for a recovery point that is newer than now, on the source's clock.
 func (d *demo) pointAfter(ctx context.Context) error {
-	first, err := d.service.server(ctx)
+	first, err := d.service.Server(ctx)
 	if err != nil {
 		return err
 	}
 	was := aws.ToString(first.DataReplicationInfo.LastSnapshotDateTime)
 	newer := 0
 	return poll(ctx, "a newer recovery point", time.Minute, 100*time.Millisecond, func() (bool, error) {
-		server, err := d.service.server(ctx)
+		server, err := d.service.Server(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -336,7 +337,7 @@ aws mgn describe-source-servers --filters '{}' --endpoint-url %[3]s
 aws mgn describe-jobs --filters '{}' --endpoint-url %[3]s
 curl http://%[4]s/          # the source server
 %[5]s/rehost store ls --dir %[1]s/store --key %[1]s/store.key
-%[5]s/rehost instance ls --data %[1]s`, d.service.data, region, d.service.endpoint, d.source.vm.Addr(80), d.bin)
+%[5]s/rehost instance ls --data %[1]s`, d.service.Data, site.Region, d.service.Endpoint, d.source.vm.Addr(80), d.bin)
 }
 
 // cleanUp stops what was started, in reverse order. Files stay where something went wrong.

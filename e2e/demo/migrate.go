@@ -36,45 +36,6 @@ func poll(ctx context.Context, what string, limit, interval time.Duration, f fun
 	}
 }
 
-// setUp prepares the account as the console's first page would.
-func (s *service) setUp(ctx context.Context) error {
-	if _, err := s.api.InitializeService(ctx, &mgn.InitializeServiceInput{}); err != nil {
-		return fmt.Errorf("initialize the service: %w", err)
-	}
-	_, err := s.api.CreateReplicationConfigurationTemplate(ctx, &mgn.CreateReplicationConfigurationTemplateInput{
-		AssociateDefaultSecurityGroup:       aws.Bool(true),
-		BandwidthThrottling:                 0,
-		CreatePublicIP:                      aws.Bool(false),
-		DataPlaneRouting:                    types.ReplicationConfigurationDataPlaneRoutingPrivateIp,
-		DefaultLargeStagingDiskType:         types.ReplicationConfigurationDefaultLargeStagingDiskTypeGp3,
-		EbsEncryption:                       types.ReplicationConfigurationEbsEncryptionDefault,
-		ReplicationServerInstanceType:       aws.String("t3.small"),
-		ReplicationServersSecurityGroupsIDs: []string{},
-		StagingAreaSubnetId:                 aws.String("subnet-0123456789abcdef0"),
-		StagingAreaTags:                     map[string]string{},
-		UseDedicatedReplicationServer:       aws.Bool(false),
-	})
-	if err != nil {
-		return fmt.Errorf("create the replication template: %w", err)
-	}
-	if _, err := s.api.CreateLaunchConfigurationTemplate(ctx, &mgn.CreateLaunchConfigurationTemplateInput{}); err != nil {
-		return fmt.Errorf("create the launch template: %w", err)
-	}
-	return nil
-}
-
-// server asks for the one source server that is not archived.
-func (s *service) server(ctx context.Context) (types.SourceServer, error) {
-	out, err := s.api.DescribeSourceServers(ctx, &mgn.DescribeSourceServersInput{Filters: &types.DescribeSourceServersRequestFilters{}})
-	if err != nil {
-		return types.SourceServer{}, err
-	}
-	if len(out.Items) != 1 {
-		return types.SourceServer{}, fmt.Errorf("there are %d source servers, not 1", len(out.Items))
-	}
-	return out.Items[0], nil
-}
-
 // storage sums up the progress of a server's disks.
 func storage(server types.SourceServer) (done, total, backlog int64) {
 	if server.DataReplicationInfo == nil {
@@ -94,7 +55,7 @@ func (s *service) firstCopy(ctx context.Context, t *terminal) (bytes int64, took
 	start := time.Now()
 	last := ""
 	err = poll(ctx, "READY_FOR_TEST", 4*time.Minute, 300*time.Millisecond, func() (bool, error) {
-		server, err := s.server(ctx)
+		server, err := s.Server(ctx)
 		if err != nil {
 			return false, err
 		}
@@ -133,7 +94,7 @@ func (s *service) firstCopy(ctx context.Context, t *terminal) (bytes int64, took
 func (s *service) job(ctx context.Context, t *terminal, job *types.Job, want types.LaunchStatus) (instance string, err error) {
 	seen := 0
 	err = poll(ctx, "job "+aws.ToString(job.JobID), 4*time.Minute, 200*time.Millisecond, func() (bool, error) {
-		logs, err := s.api.DescribeJobLogItems(ctx, &mgn.DescribeJobLogItemsInput{JobID: job.JobID})
+		logs, err := s.API.DescribeJobLogItems(ctx, &mgn.DescribeJobLogItemsInput{JobID: job.JobID})
 		if err != nil {
 			return false, err
 		}
@@ -145,7 +106,7 @@ func (s *service) job(ctx context.Context, t *terminal, job *types.Job, want typ
 			}
 			t.say("%s%s", item.Event, raw)
 		}
-		jobs, err := s.api.DescribeJobs(ctx, &mgn.DescribeJobsInput{Filters: &types.DescribeJobsRequestFilters{JobIDs: []string{*job.JobID}}})
+		jobs, err := s.API.DescribeJobs(ctx, &mgn.DescribeJobsInput{Filters: &types.DescribeJobsRequestFilters{JobIDs: []string{*job.JobID}}})
 		if err != nil {
 			return false, err
 		}
@@ -168,7 +129,7 @@ func (s *service) job(ctx context.Context, t *terminal, job *types.Job, want typ
 // booted waits until the service has seen the launched instance's first boot on its console.
 func (s *service) booted(ctx context.Context) error {
 	return poll(ctx, "the first boot", 3*time.Minute, 200*time.Millisecond, func() (bool, error) {
-		server, err := s.server(ctx)
+		server, err := s.Server(ctx)
 		if err != nil {
 			return false, err
 		}
