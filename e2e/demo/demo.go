@@ -123,11 +123,11 @@ func (d *demo) installAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	agent, err := testvm.OfferFile(filepath.Join(d.bin, "rehost-agent"), "/usr/local/sbin/rehost-agent")
+	agent, err := testvm.OfferFile(filepath.Join(d.bin, "rehost-agent"), "/tmp/rehost-agent")
 	if err != nil {
 		return err
 	}
-	out, err := d.source.run(ctx, agent.Fetch+fmt.Sprintf("AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s /usr/local/sbin/rehost-agent install --no-prompt --region %s --endpoint %s:%d --ca-fingerprint %s\n",
+	out, err := d.source.run(ctx, agent.Fetch+fmt.Sprintf("AWS_ACCESS_KEY_ID=%s AWS_SECRET_ACCESS_KEY=%s /tmp/rehost-agent install --no-prompt --region %s --endpoint %s:%d --ca-fingerprint %s\nrm /tmp/rehost-agent\n",
 		id, secret, site.Region, testvm.GuestHost, d.service.Port, fingerprint))
 	d.t.say("%s", out)
 	if err = errors.Join(err, agent.Close()); err != nil {
@@ -156,7 +156,7 @@ func (d *demo) replicate(ctx context.Context) error {
 func (d *demo) age(ctx context.Context) error {
 	var ages []float64
 	for range 20 {
-		out, err := d.source.run(ctx, "rehost-agent status --json")
+		out, err := d.source.run(ctx, "/var/lib/rehost-agent/rehost-agent status --json")
 		if err != nil {
 			return err
 		}
@@ -238,7 +238,7 @@ func (d *demo) cutover(ctx context.Context) error {
 	}
 	var left string
 	err := poll(ctx, "the agent to wipe itself", time.Minute, 500*time.Millisecond, func() (bool, error) {
-		out, err := d.source.run(ctx, "ls -A /var/lib/rehost-agent /usr/local/sbin/rehost-agent 2>/dev/null; ps | grep '[r]ehost-agent'; true")
+		out, err := d.source.run(ctx, "find / -xdev -name '*rehost-agent*' 2>/dev/null; pidof rehost-agent; true")
 		left = strings.TrimSpace(out)
 		return left == "", err
 	})

@@ -51,6 +51,9 @@ func TestReopen(t *testing.T) {
 	if _, err := Open(Options{Dir: dir, Accel: tcg}); !errors.Is(err, ErrLocked) {
 		t.Errorf("opened twice: got %v", err)
 	}
+	if list, err := List(dir); err != nil || len(list) != 1 || list[0].UUID != before.UUID || list[0].State != launch.Running || !list[0].Started.Equal(before.Started) {
+		t.Errorf("beside the process that has it open: got %+v, %v; want %+v", list, err, before)
+	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"rehost/launch"
 )
@@ -26,7 +27,7 @@ func List(dir string) ([]launch.Instance, error) {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		r, err := readRecord(path)
-		if errors.Is(err, fs.ErrNotExist) { // not an instance, or one that is going away
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // no instance, or one that goes away
 			continue
 		}
 		if err != nil {

@@ -28,7 +28,7 @@ type record struct {
 	UUID     string           `json:"uuid"`
 	MAC      string           `json:"mac"`
 	Accel    string           `json:"accel"`
-	Started  time.Time        `json:"started"`
+	Started  time.Time        `json:"started"`  // QEMU ran and had opened all its disks; zero before
 	Launched bool             `json:"launched"` // Launch did all that it had to do
 	Forwards []launch.Forward `json:"forwards,omitempty"`
 
@@ -39,14 +39,14 @@ type record struct {
 }
 
 // newRecord gives a machine its identity.
-func newRecord(spec launch.Spec, accel string, now time.Time) record {
+func newRecord(spec launch.Spec, accel string) record {
 	var u [16]byte
 	rand.Read(u[:]) // never fails
 	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
 	var m [3]byte
 	rand.Read(m[:])
 	return record{
-		Version: recordVersion, Spec: spec, Accel: accel, Started: now.UTC(), FirstBoot: launch.FirstBootWaiting,
+		Version: recordVersion, Spec: spec, Accel: accel, FirstBoot: launch.FirstBootWaiting,
 		UUID: fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]),
 		MAC:  fmt.Sprintf("52:54:00:%02x:%02x:%02x", m[0], m[1], m[2]),
 	}

@@ -246,7 +246,7 @@ func (t *Target) launch(ctx context.Context, spec launch.Spec) (*instance, error
 	if err != nil {
 		return nil, fmt.Errorf("probe accelerator: %w", err)
 	}
-	r := newRecord(spec, accel, time.Now())
+	r := newRecord(spec, accel)
 	dir := t.dir(spec.ID)
 	if err := t.start(ctx, dir, &r); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
@@ -300,7 +300,7 @@ func (t *Target) start(ctx context.Context, dir string, r *record) error {
 	if len(r.Forwards) != len(r.Spec.Network.Forwards) {
 		return fmt.Errorf("machine listens on ports %v, where %v were asked for", r.Forwards, r.Spec.Network.Forwards)
 	}
-	r.Launched = true
+	r.Launched, r.Started = true, time.Now().UTC()
 	if err := r.write(dir); err != nil {
 		return err
 	}
