@@ -72,6 +72,8 @@ type Engine struct {
 	synced  bool          // every block has been committed once
 	started bool          // Run was called
 	clean   block.Seq     // the last point under a clean audit
+	acked   block.Seq     // the last epoch known to be on the other side
+	asked   block.Seq     // the last epoch that a Commit was tried for
 	next    time.Duration // the next pause
 
 	conflicts atomic.Int64
@@ -175,18 +177,14 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 // Run replicates to one sink until ctx ends or something fails: the error of the
 // sink, a [*DiskError], or ctx's cause. last is the sink's last committed epoch.
 // Afterwards Run may be called with another sink and goes on from what this one
-// has acknowledged.
+// has acknowledged; a sink whose last epoch does not fit gets everything again.
 func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error) {
 	defer func() { e.fold(); e.status.ended(err) }()
 	e.attach(sink)
 	defer e.attach(nil)
 	ep := &epoch{sink: sink}
 	ep.point.Seq = last + 1
-	if e.started {
-		e.clean = min(e.clean, last)
-	} else { // earlier points are not this engine's to doubt
-		e.started, e.clean = true, last
-	}
+	e.meet(last)
 	e.next = e.pause
 	e.status.began()
 	for {
@@ -212,10 +210,10 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 				continue // at once: every moment spent is one more conflict
 			}
 		default:
-			e.synced = true
 			if err := e.commit(ctx, ep, block.Consistent|block.InitialSyncDone); err != nil {
 				return err
 			}
+			e.synced = true
 			e.cool()
 		}
 		if e.compare != nil { // reading everything all the time would wear the disks' users out
@@ -225,6 +223,41 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 			return err
 		}
 	}
+}
+
+// meet compares what the other side has with what it acknowledged. Usually that
+// is the same, or one epoch more, whose answer was lost. If it has fewer, the
+// missing ones are sent again: those since the last clean audit are known block
+// by block; otherwise, and where it has epochs that are not ours, it is another
+// replica, and everything is.
+func (e *Engine) meet(last block.Seq) {
+	switch {
+	case !e.started: // earlier points are not this engine's to doubt
+		e.started, e.clean = true, last
+	case last == e.acked, last > e.acked && last == e.asked:
+	case last >= e.clean && last < e.acked && last > 0:
+		e.log.Warn("the replica has fewer epochs than it acknowledged; sending them again", "last", last, "acknowledged", e.acked)
+		e.again(e.doubt)
+	default:
+		e.log.Warn("the replica is not the one that was replicated to; sending everything again", "last", last, "acknowledged", e.acked)
+		all := newSet(&e.layout)
+		for i, p := range e.layout.disks {
+			all.Add(i, 0, p.granules)
+		}
+		e.again(all)
+		e.synced, e.clean = false, last
+		e.doubt.clear()
+		e.status.restarted()
+	}
+	e.acked, e.asked = last, last
+}
+
+// again has blocks sent again, whatever was sent of them before.
+func (e *Engine) again(lost *Set) {
+	if e.compare != nil {
+		e.compare.forget(lost)
+	}
+	e.todo.addAll(lost)
 }
 
 // rest is the pause between epochs. A long one ends when something is written.
@@ -246,9 +279,11 @@ func (e *Engine) rest(ctx context.Context) error {
 
 // commit closes an epoch and opens the next one.
 func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error {
+	e.asked = ep.point.Seq
 	if err := ep.sink.Commit(ctx, ep.point, ep.runs.Load(), flags); err != nil {
 		return err
 	}
+	e.acked = ep.point.Seq
 	if e.next = min(2*e.next, e.idle); ep.runs.Load() > 0 {
 		e.next = e.pause
 	}
@@ -288,15 +323,13 @@ func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 		return err
 	}
 	e.doubt.clear()
+	e.acked, e.asked = e.clean, e.clean
 	return nil
 }
 
 // fold returns what was read but not acknowledged to what is to be read.
 func (e *Engine) fold() {
-	if e.compare != nil {
-		e.compare.forget(e.staged)
-	}
-	e.todo.addAll(e.staged)
+	e.again(e.staged)
 	e.staged.clear()
 }
 

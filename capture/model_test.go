@@ -37,6 +37,8 @@ type variant struct {
 	noConflictTest, conflictFirst     bool
 	markLate, clearAfterRead, noFold  bool
 	noPending, pendingLate, scanEarly bool
+	rollback                          float64 // the other side loses points between two sessions
+	mistaken                          bool    // and says that it has them
 	mutant                            bool
 }
 
@@ -44,6 +46,8 @@ var variants = []variant{
 	{name: "as it is"},
 	{name: "requeues", requeue: .02},
 	{name: "requeues and lost completions", requeue: .02, lostComplete: .02},
+	{name: "points lost by the other side", rollback: .3},
+	{name: "M points lost by the other side unnoticed", rollback: .3, mistaken: true, mutant: true},
 	{name: "M no conflict test", noConflictTest: true, mutant: true},
 	{name: "M conflict test before the read", conflictFirst: true, mutant: true},
 	{name: "M filter marked after the data landed", markLate: true, mutant: true},
@@ -115,6 +119,7 @@ type model struct {
 	staged   map[uint64]block.Run
 	replica  [modelDisks][modelBlocks]int32
 	last     block.Seq
+	backups  []modelBackup
 	loss     float64 // of a session, at each Put and Commit
 	pauses   int     // the longest, in steps
 	points   int
@@ -123,6 +128,12 @@ type model struct {
 }
 
 type modelBlock struct{ disk, block int }
+
+// A modelBackup is the other side as it once was.
+type modelBackup struct {
+	replica [modelDisks][modelBlocks]int32
+	last    block.Seq
+}
 
 func (m *model) chance(p float64) bool { return p > 0 && m.r.Float64() < p }
 
@@ -398,6 +409,7 @@ func (m *model) Conflict(disk int, first, n uint64) bool {
 
 func (m *model) Settle(context.Context) (bool, error) { return true, nil }
 func (m *model) Close() error                         { return nil }
+func (m *model) audited() bool                        { return m.chance(m.v.rollback / 10) }
 
 // noise makes blocks that do not compress, which would take most of the time.
 var noise = func() []byte {
@@ -459,7 +471,10 @@ func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags bloc
 		}
 	}
 	clear(m.staged)
-	if m.last = p.Seq; flags.Has(block.Consistent) {
+	if m.last = p.Seq; m.v.rollback > 0 {
+		m.backups = append(m.backups, modelBackup{m.replica, m.last})
+	}
+	if flags.Has(block.Consistent) {
 		m.points++
 		m.check()
 	} else {
@@ -472,6 +487,18 @@ func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags bloc
 }
 
 // ---- the run
+
+// roll makes the other side what it was some time before, or empty.
+func (m *model) roll(e *Engine) {
+	if !m.chance(m.v.rollback) {
+		return
+	}
+	m.backups = append([]modelBackup{{}}, m.backups...)[:1+m.r.IntN(len(m.backups)+1)]
+	b := m.backups[len(m.backups)-1]
+	if m.replica, m.last = b.replica, b.last; m.v.mistaken {
+		m.last = e.acked
+	}
+}
 
 type modelStopped struct{}
 
@@ -518,6 +545,7 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 			if v.noFold {
 				e.todo.clear()
 			}
+			m.roll(e)
 		}
 	})
 	defer stop()

@@ -98,6 +98,14 @@ func (s *status) ended(err error) {
 	s.running, s.err = false, err
 }
 
+// restarted says that the first copy begins anew.
+func (s *status) restarted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.synced = false
+	clear(s.replicated)
+}
+
 func (s *status) beginRound(e *Engine) {
 	for i := range e.disks {
 		s.backlog[i].Store(min(e.disks[i].Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size))

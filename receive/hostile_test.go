@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,7 +122,16 @@ func TestServer_GarbageFromAnAgent(t *testing.T) {
 		"behind the end": func(c *tls.Conn, w *wire.Conn) {
 			w.Write(wire.Run{Epoch: 1, Run: block.Run{Extent: block.Extent{Disk: 1, Start: 1000, Count: 100}}})
 		},
-		"epoch 0": func(c *tls.Conn, w *wire.Conn) { w.Write(wire.Run{Epoch: 0, Run: zero}) },
+		"epoch 0":                       func(c *tls.Conn, w *wire.Conn) { w.Write(wire.Run{Epoch: 0, Run: zero}) },
+		"all numbers used up, by a run": func(c *tls.Conn, w *wire.Conn) { w.Write(wire.Run{Epoch: 1<<64 - 1, Run: zero}) },
+		"all numbers used up, by a commit": func(c *tls.Conn, w *wire.Conn) {
+			w.Write(wire.Commit{Point: block.Point{Seq: 1<<64 - 1, Time: time.Unix(1, 0)}})
+		},
+		"one number twice": func(c *tls.Conn, w *wire.Conn) {
+			w.Write(wire.Run{Epoch: 1, Run: zero})
+			w.Write(wire.Run{Epoch: 1, Run: zero})
+			w.Write(wire.Commit{Point: block.Point{Seq: 1, Time: time.Unix(1, 0)}, Runs: 2})
+		},
 		"three open epochs": func(c *tls.Conn, w *wire.Conn) {
 			for e := range block.Seq(3) {
 				w.Write(wire.Run{Epoch: e + 1, Run: zero})
@@ -152,6 +162,77 @@ func TestServer_GarbageFromAnAgent(t *testing.T) {
 		t.Errorf("garbage made points: %v", points)
 	}
 	x.dial()
+}
+
+// A deaf connection's other side reads nothing any more, once told: what is
+// written to it waits for ever, or for the deadline.
+type deaf struct {
+	net.Conn
+	from    *atomic.Bool
+	expired chan struct{}
+	once    sync.Once
+}
+
+func (d *deaf) Write(b []byte) (int, error) {
+	if d.from.Load() {
+		<-d.expired
+		return 0, os.ErrDeadlineExceeded
+	}
+	return d.Conn.Write(b)
+}
+
+func (d *deaf) SetWriteDeadline(t time.Time) error {
+	if d.from.Load() {
+		d.once.Do(func() { close(d.expired) })
+	}
+	return d.Conn.SetWriteDeadline(t)
+}
+
+func (d *deaf) Close() error {
+	d.once.Do(func() { close(d.expired) })
+	return d.Conn.Close()
+}
+
+type deafListener struct {
+	net.Listener
+	from *atomic.Bool
+	n    int
+}
+
+func (l *deafListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if l.n++; err != nil || l.n > 1 {
+		return c, err
+	}
+	return &deaf{Conn: c, from: l.from, expired: make(chan struct{})}, nil
+}
+
+// TestServer_DeafAgent asks, and does not take the answer. A new session of the
+// source server must not wait for it for ever.
+func TestServer_DeafAgent(t *testing.T) {
+	x := newSite(t, func(c *receive.Config) { c.Store = nowhere{}; c.AdmitTimeout = 5 * time.Second })
+	from := new(atomic.Bool)
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	done := make(chan error, 1)
+	go func() { done <- x.server.Serve(&deafListener{Listener: l, from: from}) }()
+	defer func() {
+		if err := errors.Join(x.server.Close(), <-done); err != nil {
+			t.Error(err)
+		}
+	}()
+	x.address = l.Addr().String()
+	c, w := x.greeted()
+	defer c.Close() // without the deadline this is what lets the test end
+	from.Store(true)
+	if err := w.Write(wire.Retract{}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // or the session ends before it answers, which proves nothing
+	s, err := wire.Dial(t.Context(), x.config())
+	if err != nil {
+		t.Fatalf("the session after it: %v", err)
+	}
+	s.Close()
 }
 
 func TestServer_AnotherVersion(t *testing.T) {

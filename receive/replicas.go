@@ -38,15 +38,7 @@ func (r *replicas) Begin(ctx context.Context, server string, generation uint64, 
 		return nil, block.Point{}, err
 	}
 	last, _ := replica.Latest()
-	return writer{w}, last.Point, nil
-}
-
-// writer keeps of the flags what the store knows: how far the first copy is, is
-// the Controller's to remember.
-type writer struct{ *store.Writer }
-
-func (w writer) Commit(ctx context.Context, point block.Point, runs uint64, flags block.Flags) error {
-	return w.Writer.Commit(ctx, point, runs, store.Flags(flags&block.Consistent))
+	return w, last.Point, nil
 }
 
 func isCorrupt(err error) bool {

@@ -17,8 +17,14 @@ import (
 
 type logger = *slog.Logger
 
-// stalled is how long a COMMIT waits for runs when none arrives.
-const stalled = time.Minute
+const (
+	// stalled is how long a COMMIT waits for runs when none arrives.
+	stalled = time.Minute
+
+	// maxLeap is how far epochs may run ahead of the last committed one: retracted
+	// ones leave gaps, but nobody may use the numbers up.
+	maxLeap = 1 << 32
+)
 
 // A session is one agent's connections and the writer they share. The goroutine
 // of connection 0 leads: it answers commits, and ends the session when all
@@ -113,7 +119,10 @@ func (x *session) finish(forget func()) error {
 
 // serve carries the session on one connection until one of them ends.
 func (x *session) serve(c *conn, hello wire.Hello) error {
-	defer context.AfterFunc(x.ctx, c.in.StopReading)()
+	defer context.AfterFunc(x.ctx, func() {
+		c.in.StopReading()
+		c.raw.SetWriteDeadline(time.Now().Add(lastWords)) // an agent that reads nothing must not hold on to the session
+	})()
 	defer x.watch(c)()
 	if err := c.Write(wire.Welcome{Last: x.last, Generation: x.agent.Generation, MaxFrame: wire.MaxFrame}); err != nil {
 		return err
@@ -203,12 +212,20 @@ func (x *session) flowing() {
 	}
 }
 
+// follows checks that an epoch may come behind the last committed one.
+func follows(epoch, last block.Seq) error {
+	if epoch <= last || epoch-last > maxLeap {
+		return fmt.Errorf("%w: epoch %v, which does not follow the last committed one, %v", wire.ErrProtocol, epoch, last)
+	}
+	return nil
+}
+
 // open checks that runs of an epoch may come.
 func (x *session) open(epoch block.Seq) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if epoch <= x.committed {
-		return fmt.Errorf("%w: run of epoch %v, which is not after the last committed one, %v", wire.ErrProtocol, epoch, x.committed)
+	if err := follows(epoch, x.committed); err != nil {
+		return err
 	}
 	if _, ok := x.runs[epoch]; !ok {
 		if len(x.runs) == wire.MaxOpenEpochs {
@@ -238,9 +255,10 @@ func (x *session) wait(m wire.Commit) error {
 		x.mu.Lock()
 		got, last, arrived := x.runs[m.Point.Seq], x.committed, x.arrived
 		x.mu.Unlock()
+		if err := follows(m.Point.Seq, last); err != nil {
+			return err
+		}
 		switch {
-		case m.Point.Seq <= last:
-			return fmt.Errorf("%w: commit of epoch %v, which is not after the last committed one, %v", wire.ErrProtocol, m.Point.Seq, last)
 		case got > m.Runs:
 			return fmt.Errorf("%w: commit of epoch %v with %d runs, of which %d have arrived", wire.ErrProtocol, m.Point.Seq, m.Runs, got)
 		case got == m.Runs:

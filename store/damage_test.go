@@ -300,7 +300,7 @@ func TestDamage_OtherReplica(t *testing.T) {
 func FuzzRecord(f *testing.F) {
 	for _, r := range []record{
 		{kind: kindRun, codec: block.Raw, extent: block.Extent{Disk: 3, Start: 9, Count: 2}, epoch: 5, ordinal: 7, length: 8192, durable: 4096},
-		{kind: kindCommit, epoch: 9, ordinal: 3, time: 77, flags: Consistent, durable: 8192},
+		{kind: kindCommit, epoch: 9, ordinal: 3, time: 77, flags: block.Consistent | block.InitialSyncDone, durable: 8192},
 		{kind: kindRetract, epoch: 4},
 		{kind: kindPad, length: 100},
 	} {

@@ -9,17 +9,6 @@ import (
 	"rehost/block"
 )
 
-// Flags say more about a commit.
-type Flags uint32
-
-const (
-	// Consistent marks a point at which the replica equals what a power cut at
-	// one instant would have left.
-	Consistent Flags = 1 << 0
-
-	knownFlags = Consistent
-)
-
 // A piece is a part of a run record: where its blocks stand on their disk, and
 // the record that holds their content. Kept small, as there may be millions.
 type piece struct {
@@ -52,7 +41,7 @@ type staged struct {
 // disk and block, none overlapping.
 type committed struct {
 	point   block.Point
-	flags   Flags
+	flags   block.Flags
 	session uint64
 	pieces  []piece
 }

@@ -203,7 +203,7 @@ func (m *model) commit() error {
 		m.t.Fatalf("commit of too few runs: got %v, want %v", err, ErrIncomplete)
 	}
 	m.maybe = &attempt{seq, img}
-	if err := m.w.Commit(context.Background(), block.Point{Seq: seq, Time: time.Unix(int64(seq), 0)}, runs, Consistent); err != nil {
+	if err := m.w.Commit(context.Background(), block.Point{Seq: seq, Time: time.Unix(int64(seq), 0)}, runs, block.Consistent|block.InitialSyncDone); err != nil {
 		return err
 	}
 	m.maybe = nil

@@ -26,6 +26,8 @@ var mutations = []struct{ name, file, from, to, tests string }{
 	{"ordinal ignored", "history.go", "return cmp.Compare(a.ordinal, b.ordinal)", "return 0", "Ordinals|Replica_Model"},
 	{"older epoch wins", "history.go", "h[i] > h[(i-1)/2]; i", "h[i] < h[(i-1)/2]; i", "Replica_Model"},
 	{"runs not counted", "history.go", "if uint64(len(list)) != runs {", "if false {", "Refuses"},
+	{"a copy under way hides the point before it", "replica.go", "p.Consistent() {", "true {", "Restarted"},
+	{"runs of zeros left out", "view.go", "		pieces = append(pieces, c.pieces...)", "		for _, p := range c.pieces { if !p.zero { pieces = append(pieces, p) } }", "Restarted"},
 	{"retraction not written", "writer.go", "if err := w.log(ctx, indexMark{kind: kindRetract, epoch: after}); err != nil {", "if err := error(nil); err != nil {", "Retract"},
 	{"missing segment overlooked", "replica.go", "max(uint64(len(numbers)), meta.Sealed)", "uint64(len(numbers))", "Truncated"},
 	{"writer mends itself", "writer.go", "if w.err == nil {", "if false {", "Broken"},

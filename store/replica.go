@@ -37,11 +37,12 @@ type Replica struct {
 // A RecoveryPoint is a committed epoch.
 type RecoveryPoint struct {
 	block.Point
-	Flags Flags
+	Flags block.Flags
 }
 
-// Consistent reports whether the point equals what a power cut would have left.
-func (p RecoveryPoint) Consistent() bool { return p.Flags&Consistent != 0 }
+// Consistent reports whether the point equals what a power cut would have left:
+// whether machines may be started from it.
+func (p RecoveryPoint) Consistent() bool { return p.Flags.Has(block.Consistent) }
 
 func openReplica(ctx context.Context, s *Store, id string) (*Replica, error) {
 	r := &Replica{store: s, id: id, dir: filepath.Join(s.dir, id), segments: map[uint32]*segment{}}
@@ -89,7 +90,18 @@ func (r *Replica) Points() []RecoveryPoint {
 	return points
 }
 
-// Latest is the newest recovery point, if there is one.
+// Consistent is the newest recovery point that machines may be started from, if
+// there is one. Epochs of a copy under way behind it do not hide it.
+func (r *Replica) Consistent() (RecoveryPoint, bool) {
+	for _, c := range slices.Backward(r.committed()) {
+		if p := (RecoveryPoint{c.point, c.flags}); p.Consistent() {
+			return p, true
+		}
+	}
+	return RecoveryPoint{}, false
+}
+
+// Latest is the newest committed epoch, consistent or not, if there is one.
 func (r *Replica) Latest() (RecoveryPoint, bool) {
 	commits := r.committed()
 	if len(commits) == 0 {

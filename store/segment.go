@@ -228,7 +228,7 @@ type record struct {
 	epoch   block.Seq    // of a run or commit; of a retraction, the last epoch that stays
 	ordinal uint64       // of a run; the number of runs of a commit
 	time    int64        // of a commit, in nanoseconds since 1970
-	flags   Flags        // of a commit
+	flags   block.Flags  // of a commit
 	length  uint32       // of the payload, before encryption
 	durable uint64       // all of the segment before this offset is known to be durable
 }
@@ -274,7 +274,7 @@ func decodeRecord(b []byte) (r record, err error) {
 		r.extent.Start = start
 	}
 	r.length = le.Uint32(b[recLength:])
-	r.flags = Flags(le.Uint32(b[recFlags:]))
+	r.flags = block.Flags(le.Uint32(b[recFlags:]))
 	r.durable = le.Uint64(b[recDurable:])
 	return r, r.validate()
 }
@@ -284,7 +284,7 @@ func (r record) validate() error {
 	switch {
 	case r.kind == kindRun && r.flags == 0 && r.length <= maxPayload && r.epoch != 0:
 		return validateRun(r.extent, r.codec, r.length)
-	case r.kind == kindCommit && bare && r.flags&^knownFlags == 0 && r.epoch != 0:
+	case r.kind == kindCommit && bare && r.flags.Known() && r.epoch != 0:
 		return nil
 	case r.kind == kindRetract && bare && r.flags == 0 && r.ordinal == 0:
 		return nil
@@ -360,7 +360,7 @@ type indexEntry struct {
 // An indexMark is a commit or a retraction, as the index of its segment has it.
 type indexMark struct {
 	kind   recordKind
-	flags  Flags
+	flags  block.Flags
 	epoch  block.Seq
 	runs   uint64
 	time   int64
@@ -406,7 +406,7 @@ func (m indexMark) append(b []byte) []byte {
 func decodeIndexMark(b []byte) (m indexMark, err error) {
 	m = indexMark{
 		kind:   recordKind(b[mrkKind]),
-		flags:  Flags(le.Uint32(b[mrkFlags:])),
+		flags:  block.Flags(le.Uint32(b[mrkFlags:])),
 		epoch:  block.Seq(le.Uint64(b[mrkEpoch:])),
 		runs:   le.Uint64(b[mrkRuns:]),
 		time:   int64(le.Uint64(b[mrkTime:])),

@@ -52,7 +52,7 @@ func put(t *testing.T, w *Writer, seq block.Seq, runs ...block.Run) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.Commit(t.Context(), block.Point{Seq: seq, Time: time.Unix(int64(seq), 0)}, uint64(len(runs)), Consistent); err != nil {
+	if err := w.Commit(t.Context(), block.Point{Seq: seq, Time: time.Unix(int64(seq), 0)}, uint64(len(runs)), block.Consistent); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -240,6 +240,66 @@ func TestWriter_Retract(t *testing.T) {
 }
 
 // A session may bring other disks; older points keep theirs.
+// TestReplica_Restarted: the agent's machine was restarted, and its disks are
+// copied again over the replica that is there. Until that is done the last
+// consistent point stays what it was, and stays the one to start from.
+func TestReplica_Restarted(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, dir)
+	r, err := s.Create(t.Context(), "s-1", testDisks, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := mustBegin(t, r, 1)
+	if _, ok := r.Consistent(); ok {
+		t.Fatal("an empty replica has a consistent point")
+	}
+	commit := func(seq block.Seq, flags block.Flags, run block.Run) {
+		t.Helper()
+		if err := w.Append(t.Context(), seq, 0, run); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(t.Context(), block.Point{Seq: seq, Time: time.Unix(int64(seq), 0)}, 1, flags); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(seq block.Seq, flags block.Flags, content byte) {
+		t.Helper()
+		p, ok := r.Consistent()
+		if !ok || p.Seq != seq || p.Flags != flags {
+			t.Fatalf("newest consistent point: got %v %v %v, want %v %v", p.Seq, p.Flags, ok, seq, flags)
+		}
+		if got := byteAt(t, r, seq, 5); got != content {
+			t.Fatalf("point %v: block 5 begins with %q, want %q", seq, got, content)
+		}
+	}
+	at := func(blk uint64) block.Extent { return block.Extent{Disk: testDisks[0].ID, Start: blk, Count: 1} }
+	const whole = block.Consistent | block.InitialSyncDone
+	commit(1, whole, fill(at(5), 'a'))
+	w = mustBegin(t, r, 2)
+	commit(2, 0, block.Run{Extent: block.Extent{Disk: testDisks[0].ID, Start: 4, Count: 3}})
+	check(1, whole, 'a')
+	if got := byteAt(t, r, 2, 5); got != 0 {
+		t.Fatalf("a run of zeros left %q of what was there", got)
+	}
+	commit(3, 0, fill(at(7), 'c'))
+	check(1, whole, 'a')
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(dir, s.keys, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	if r, err = s.Replica(t.Context(), "s-1"); err != nil {
+		t.Fatal(err)
+	}
+	check(1, whole, 'a')
+	w = mustBegin(t, r, 3)
+	commit(4, whole, fill(at(9), 'd'))
+	check(4, whole, 0)
+}
+
 func TestReplica_Disks(t *testing.T) {
 	r, err := newStore(t, t.TempDir()).Create(t.Context(), "s-1", testDisks[:1], "")
 	if err != nil {

@@ -266,7 +266,7 @@ func (w *Writer) sealSegment() error {
 // appended for it: when they are not all there, the answer is [ErrIncomplete] and
 // nothing has changed. When Commit returns nil the point and everything before
 // it is durable. After any other error the point may or may not exist.
-func (w *Writer) Commit(ctx context.Context, point block.Point, runs uint64, flags Flags) error {
+func (w *Writer) Commit(ctx context.Context, point block.Point, runs uint64, flags block.Flags) error {
 	w.life.RLock()
 	defer w.life.RUnlock()
 	m := indexMark{kind: kindCommit, flags: flags, epoch: point.Seq, runs: runs, time: point.Time.UnixNano()}

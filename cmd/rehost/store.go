@@ -63,7 +63,7 @@ func (*StoreLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) (err error)
 		return err
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "REPLICA\tDISKS\tSIZE\tPOINTS\tLATEST\tTIME")
+	fmt.Fprintln(t, "REPLICA\tDISKS\tSIZE\tPOINTS\tCONSISTENT\tTIME")
 	for _, id := range ids {
 		r, openErr := s.Replica(ctx, id)
 		if openErr != nil {
@@ -76,7 +76,7 @@ func (*StoreLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) (err error)
 			size += d.Size
 		}
 		latest, when := "-", "-"
-		if p, ok := r.Latest(); ok {
+		if p, ok := r.Consistent(); ok {
 			latest, when = p.Seq.String(), stamp(p.Time)
 		}
 		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\n", id, len(r.Disks()), size, len(r.Points()), latest, when)
@@ -163,16 +163,16 @@ func verify(ctx context.Context, s *store.Store, id string) (store.Report, error
 type StoreRestoreCmd struct {
 	Replica string `arg:"" help:"Source server id."`
 	To      string `help:"Directory, which must exist; images are named d0.raw, d1.raw, ..." required:"" placeholder:"DIR"`
-	Point   string `help:"Recovery point, as inspect lists it; the newest one if not given." placeholder:"POINT"`
+	Point   string `help:"Recovery point, as inspect lists it; the newest consistent one if not given." placeholder:"POINT"`
 }
 
 // Run writes images.
 func (c *StoreRestoreCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
 	return cli.Store.withReplica(ctx, c.Replica, func(r *store.Replica) error {
 		var seq block.Seq
-		if latest, ok := r.Latest(); c.Point == "" {
+		if latest, ok := r.Consistent(); c.Point == "" {
 			if !ok {
-				return fmt.Errorf("restore %s: it has no recovery point yet: %w", c.Replica, store.ErrNoPoint)
+				return fmt.Errorf("restore %s: it has no crash-consistent recovery point yet: %w", c.Replica, store.ErrNoPoint)
 			}
 			seq = latest.Seq
 		} else {
@@ -189,7 +189,11 @@ func (c *StoreRestoreCmd) Run(ctx context.Context, out io.Writer, cli *CLI) erro
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "point %v of %s, %s\n", seq, c.Replica, stamp(v.Point().Time))
+		doubt := ""
+		if !v.Point().Consistent() {
+			doubt = ", NOT crash-consistent"
+		}
+		fmt.Fprintf(out, "point %v of %s, %s%s\n", seq, c.Replica, stamp(v.Point().Time), doubt)
 		for i, d := range v.Disks() {
 			fmt.Fprintf(out, "%s  %s  %d bytes\n", paths[i], d.Name, d.Size)
 		}

@@ -61,13 +61,13 @@ func makeStore(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for seq := range block.Seq(2) {
+	for seq := range block.Seq(3) { // the second is consistent, the third is of a copy under way
 		data := bytes.Repeat([]byte{'a' + byte(seq)}, block.Size)
 		if err := w.Append(ctx, seq+1, 0, block.Run{Extent: block.Extent{Disk: 1, Start: 1, Count: 1}, Codec: block.Raw, Payload: data}); err != nil {
 			t.Fatal(err)
 		}
 		at := block.Point{Seq: seq + 1, Time: time.Date(2026, 1, 2, 3, 4, 5+int(seq), 678e6, time.UTC)}
-		if err := w.Commit(ctx, at, 1, store.Flags(seq)&store.Consistent); err != nil {
+		if err := w.Commit(ctx, at, 1, block.Flags(seq)&block.Consistent); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -82,8 +82,8 @@ func TestStore(t *testing.T) {
 	const flags = " --dir $D/store --key $D/key "
 
 	run(t, dir, "store ls"+flags, 0, `
-REPLICA  DISKS  SIZE     POINTS  LATEST            TIME
-s-1      2      1053576  2       0000000000000002  2026-01-02T03:04:06.678Z
+REPLICA  DISKS  SIZE     POINTS  CONSISTENT        TIME
+s-1      2      1053576  3       0000000000000002  2026-01-02T03:04:06.678Z
 s-empty  1      1048576  0       -                 -`, "")
 
 	run(t, dir, "store inspect s-1"+flags, 0, `
@@ -96,21 +96,30 @@ d1    /dev/sdb  5000     false
 POINT             TIME                      CONSISTENT
 0000000000000001  2026-01-02T03:04:05.678Z  false
 0000000000000002  2026-01-02T03:04:06.678Z  true
+0000000000000003  2026-01-02T03:04:07.678Z  false
 
 SEGMENT       SESSION  GENERATION  BYTES  RUNS  COMMITS  SEALED
-00000001.seg  1        7           20480  2     2        true`, "")
+00000001.seg  1        7           28672  3     3        true`, "")
 
 	run(t, dir, "store verify"+flags, 0, `
-s-1: ok, 2 points, 1 segments, 2 runs of 8192 bytes
+s-1: ok, 3 points, 1 segments, 3 runs of 12288 bytes
 s-empty: ok, 0 points, 0 segments, 0 runs of 0 bytes`, "")
 
 	run(t, dir, "store restore s-1 --point 0000000000000001 --to $D"+flags, 0, `
-point 0000000000000001 of s-1, 2026-01-02T03:04:05.678Z
+point 0000000000000001 of s-1, 2026-01-02T03:04:05.678Z, NOT crash-consistent
 $D/d0.raw  /dev/sda  1048576 bytes
 $D/d1.raw  /dev/sdb  5000 bytes`, "")
 	if b, err := os.ReadFile(filepath.Join(dir, "d1.raw")); err != nil || len(b) != 5000 || b[4095] != 0 || b[4096] != 'a' || b[4999] != 'a' {
 		t.Errorf("d1.raw has %d bytes, %v", len(b), err)
 	}
+
+	if err := os.Mkdir(filepath.Join(dir, "newest"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run(t, dir, "store restore s-1 --to $D/newest"+flags, 0, `
+point 0000000000000002 of s-1, 2026-01-02T03:04:06.678Z
+$D/newest/d0.raw  /dev/sda  1048576 bytes
+$D/newest/d1.raw  /dev/sdb  5000 bytes`, "")
 
 	run(t, dir, "store restore s-2 --to $D"+flags, 3, "", `
 error: open replica s-2: no such replica
