@@ -282,6 +282,18 @@ func (c *call) authenticatePeer() error {
 	return nil
 }
 
+// notePeer keeps whose certificate came with a signed call.
+func (c *call) notePeer() {
+	state := c.request.TLS
+	if state == nil || len(state.VerifiedChains) == 0 || c.server.VerifyPeer == nil {
+		return
+	}
+	leaf := state.VerifiedChains[0][0]
+	if name, err := c.server.VerifyPeer(c.request.Context(), leaf); err == nil {
+		c.caller.Peer, c.caller.Certificate = name, leaf
+	}
+}
+
 // authenticate reads and verifies the signature and finds the operation. What
 // costs little is checked first, and nobody learns what operations there are
 // without having signed.
@@ -307,6 +319,7 @@ func (c *call) authenticate() error {
 		return err
 	}
 	c.caller.Principal, c.params.Query = who, r.query
+	c.notePeer()
 	route, labels := c.server.find(r.scope.service, r.Method, r.path)
 	if route == nil {
 		return Errorf(UnknownOperation, "There is no operation %s %.200s", r.Method, r.path)
