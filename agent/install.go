@@ -81,7 +81,7 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 		return nil, err
 	}
 	o.probe(disks)
-	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Root: root}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
+	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Root: root, Certificate: previous(stateDir(o.StateDir), root)}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
 	defer c.Close()
 	if _, err := awsapi.Call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{}); err != nil {
 		return nil, err
@@ -101,6 +101,17 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 	out := &Installed{SourceServerID: config.SourceServerID, ARN: registered.Arn, New: registered.IsNew != nil && *registered.IsNew, Service: config.Service}
 	out.Disks, err = blockDisks(registered.Disks)
 	return out, err
+}
+
+// previous is the certificate of an installation from before, nil if there is
+// none that the service would still believe. It shows that this is the machine
+// of an agent that may be running.
+func previous(dir stateDir, root *x509.Certificate) func() (*tls.Certificate, error) {
+	pair, err := ca.LoadPair(dir.path(pairFile))
+	if err != nil || dir.check() != nil || pair.Leaf.CheckSignatureFrom(root) != nil || !time.Now().Before(pair.Leaf.NotAfter) {
+		return nil
+	}
+	return ca.Fixed(pair)
 }
 
 func (o *InstallOptions) say(format string, args ...any) {

@@ -14,7 +14,8 @@ type Caller struct {
 	// certificate authenticates.
 	Principal *identity.Principal
 	// Peer is the name that [Options.VerifyPeer] found on Certificate, which
-	// TLS has verified; only for an operation that it authenticates.
+	// TLS has verified. Beside a Principal it is only what the connection has
+	// shown besides, and none where that was not accepted.
 	Peer        string
 	Certificate *x509.Certificate
 

@@ -26,7 +26,8 @@ const DefaultMaxBody = 1 << 20
 type Options struct {
 	Identity *identity.Directory // required
 	Region   string              // required: the only one that credentials may be scoped to
-	Log      *slog.Logger        // nil is slog.Default(); gets one line a call
+	Log      *slog.Logger        // nil is slog.Default()
+	Audit    *slog.Logger        // nil is Log; gets one line a call, see call.audit
 	Now      func() time.Time    // nil is time.Now
 	MaxBody  int64               // 0 is DefaultMaxBody
 
@@ -46,7 +47,8 @@ type Options struct {
 // registered with [Handle] before it serves.
 type Server struct {
 	Options
-	routes map[string][]*route // by signing name
+	routes    map[string][]*route // by signing name
+	strangers throttle
 }
 
 // New makes a server of services. Operations without a handler are answered
@@ -54,6 +56,9 @@ type Server struct {
 func New(o Options, services ...*Service) *Server {
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Audit == nil {
+		o.Audit = o.Log
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -282,6 +287,18 @@ func (c *call) authenticatePeer() error {
 	return nil
 }
 
+// notePeer keeps whose certificate came with a signed call.
+func (c *call) notePeer() {
+	state := c.request.TLS
+	if state == nil || len(state.VerifiedChains) == 0 || c.server.VerifyPeer == nil {
+		return
+	}
+	leaf := state.VerifiedChains[0][0]
+	if name, err := c.server.VerifyPeer(c.request.Context(), leaf); err == nil {
+		c.caller.Peer, c.caller.Certificate = name, leaf
+	}
+}
+
 // authenticate reads and verifies the signature and finds the operation. What
 // costs little is checked first, and nobody learns what operations there are
 // without having signed.
@@ -299,14 +316,15 @@ func (c *call) authenticate() error {
 	if err := r.checkTime(c.server.Now()); err != nil {
 		return err
 	}
-	if c.body, err = c.readBody(); err != nil {
-		return err
-	}
-	who, err := r.verify(c.request.Context(), c.server.Identity, c.body)
+	who, err := r.verify(c.request.Context(), c.server.Identity, func() ([]byte, error) {
+		c.body, err = c.readBody()
+		return c.body, err
+	})
 	if err != nil {
 		return err
 	}
 	c.caller.Principal, c.params.Query = who, r.query
+	c.notePeer()
 	route, labels := c.server.find(r.scope.service, r.Method, r.path)
 	if route == nil {
 		return Errorf(UnknownOperation, "There is no operation %s %.200s", r.Method, r.path)
@@ -315,8 +333,8 @@ func (c *call) authenticate() error {
 	return nil
 }
 
-// readBody reads the whole body, which is bounded because it is read before it
-// is known whose it is.
+// readBody reads the whole body, which is bounded because it is read before its
+// signature can be verified.
 func (c *call) readBody() ([]byte, error) {
 	limit := c.server.MaxBody
 	if c.request.ContentLength > limit {
@@ -353,43 +371,6 @@ func (c *call) exception(err error) Exception {
 		c.server.Log.Error("call ended in an internal error", "requestID", c.caller.RequestID, "err", err)
 	}
 	return Errorf(InternalServer, "An internal error occurred; the service's log has it under request id %s", c.caller.RequestID)
-}
-
-// audit writes the line of the call.
-func (c *call) audit(status int, failure Exception, took time.Duration) {
-	attrs := []slog.Attr{
-		slog.String("requestID", c.caller.RequestID),
-		slog.String("decision", c.decision),
-		slog.Int("status", status),
-		slog.String("sourceIP", c.caller.SourceIP.String()),
-		slog.Duration("took", took),
-	}
-	add := func(key, value string) {
-		if value != "" {
-			attrs = append(attrs, slog.String(key, value))
-		}
-	}
-	if c.route != nil {
-		add("service", c.route.service.Name)
-		add("operation", c.route.Name)
-		attrs = append(attrs, slog.Bool("readOnly", c.route.ReadOnly))
-	}
-	if p := c.caller.Principal; p != nil {
-		add("principal", p.ARN)
-		add("accessKeyID", p.AccessKeyID)
-		add("sourceIdentity", p.SourceIdentity)
-	}
-	add("peer", c.caller.Peer)
-	add("resources", strings.Join(c.resources, " "))
-	if failure != nil {
-		add("error", failure.ErrorName())
-		if c.reason == "" && c.decision != allowed {
-			c.reason = failure.Error()
-		}
-	}
-	add("reason", c.reason)
-	add("userAgent", c.caller.UserAgent)
-	c.server.Log.LogAttrs(c.request.Context(), slog.LevelInfo, "call", attrs...)
 }
 
 // newRequestID makes a random UUID.

@@ -217,8 +217,9 @@ func (s *signedRequest) checkTime(now time.Time) error {
 	return nil
 }
 
-// verify finds out who signed the request, whose body was read before.
-func (s *signedRequest) verify(ctx context.Context, d *identity.Directory, body []byte) (*identity.Principal, error) {
+// verify finds out who signed the request. Its body is read only if the key is
+// known, so that strangers cannot make us hold it.
+func (s *signedRequest) verify(ctx context.Context, d *identity.Directory, readBody func() ([]byte, error)) (*identity.Principal, error) {
 	who, secret, err := d.Authenticate(ctx, s.keyID, s.token)
 	switch {
 	case errors.Is(err, identity.ErrExpired):
@@ -227,6 +228,10 @@ func (s *signedRequest) verify(ctx context.Context, d *identity.Directory, body 
 		return nil, &reasonedError{Errorf(UnrecognizedClient, "The security token included in the request is invalid."), err.Error()}
 	case err != nil:
 		return nil, fmt.Errorf("authenticate: %w", err)
+	}
+	body, err := readBody()
+	if err != nil {
+		return nil, err
 	}
 	digest := sha256.Sum256(body)
 	hash := hex.EncodeToString(digest[:])

@@ -40,7 +40,7 @@ func (c *Service) RegisterAgent(ctx context.Context, caller Caller, in *formgn.R
 	isNew := false
 	err = c.db.update(ctx, func(tx *sql.Tx) error {
 		var err error
-		if s, err = c.sameMachine(ctx, tx, deref(in.UserProvidedID), p); err != nil {
+		if s, err = c.sameMachine(ctx, tx, caller, deref(in.UserProvidedID), p); err != nil {
 			return err
 		}
 		if isNew = s == nil; isNew {
@@ -51,7 +51,10 @@ func (c *Service) RegisterAgent(ctx context.Context, caller Caller, in *formgn.R
 		s.MachineID, s.AgentVersion, s.BootMode = deref(p.MachineID), deref(in.AgentVersion), p.BootMode
 		s.RegisteredBy, s.RegisteredAt = caller.ARN, stamp(c.now())
 		s.Properties = properties(p, c.now())
-		s.assignDisks(disks)
+		s.Enrolled = false
+		if err := s.assignDisks(disks); err != nil {
+			return err
+		}
 		s.describeDisks()
 		if !isNew && slices.Contains(flowing, s.Replication.Flow) {
 			s.Replication.initiate(c.now())
@@ -109,8 +112,10 @@ func checkDisks(disks []formgn.Disk) error {
 	return nil
 }
 
-// sameMachine finds the source server that the machine is already; nil if it is none.
-func (c *Service) sameMachine(ctx context.Context, tx *sql.Tx, userID string, p *formgn.SourceProperties) (*server, error) {
+// sameMachine finds the source server that the machine is already; nil if it is
+// none. Who may install agents must not take the place of one that runs: then
+// its certificate is asked for, which an installation beside it has.
+func (c *Service) sameMachine(ctx context.Context, tx *sql.Tx, caller Caller, userID string, p *formgn.SourceProperties) (*server, error) {
 	column, value := "machine_id", deref(p.MachineID)
 	if userID != "" {
 		column, value = "user_provided_id", userID
@@ -122,12 +127,19 @@ func (c *Service) sameMachine(ctx context.Context, tx *sql.Tx, userID string, p 
 	}
 	s := found[0]
 	seen := parseStamp(c.gauge.get(s.ID).SeenAt)
+	running := c.now().Sub(seen) < c.opts.AgentTimeout
+	proven, err := c.holds(ctx, tx, caller.Peer, s.ID)
+	if err != nil {
+		return nil, err
+	}
 	switch {
 	case userID != "" && s.MachineID != "" && s.MachineID != deref(p.MachineID):
 		return nil, conflict("SourceServer", s.ID, fmt.Sprintf("userProvidedID %q belongs to source server %s, which is another machine: disconnect that first, or give another id", userID, s.ID))
+	case running && !proven && shareNetwork(s.Properties, p):
+		return nil, conflict("SourceServer", s.ID, fmt.Sprintf("the agent of source server %s is running, and the installation has not shown its certificate: install on that machine, with the same --state-dir; or, if that agent is gone, wait %v and try again", s.ID, c.opts.AgentTimeout))
 	case userID == "" && s.UserProvidedID != "":
 		return s, nil
-	case c.now().Sub(seen) < c.opts.AgentTimeout && !shareNetwork(s.Properties, p):
+	case running && !shareNetwork(s.Properties, p):
 		// Disks of two machines must never be mixed in one replica.
 		return nil, conflict("SourceServer", s.ID, fmt.Sprintf("source server %s has the same machine id and its agent is running on a machine with other network interfaces: this looks like a clone; give it a machine id of its own (systemd-machine-id-setup) or --user-provided-id", s.ID))
 	}
@@ -298,15 +310,18 @@ func (c *Service) UpdateAgentReplicationInfo(ctx context.Context, in *formgn.Upd
 	if err := checkDisks(disks); err != nil {
 		return nil, err
 	}
+	var refused error
 	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		before := slices.Clone(s.Disks)
 		s.Disks = slices.Clone(s.Disks)
-		s.assignDisks(disks)
+		if refused = s.assignDisks(disks); refused != nil {
+			return false
+		}
 		s.describeDisks()
 		return !slices.Equal(before, s.Disks)
 	})
-	if err != nil {
-		return nil, err
+	if err != nil || refused != nil {
+		return nil, errors.Join(err, refused)
 	}
 	return &formgn.UpdateAgentReplicationInfoForMgnResponse{Disks: s.replicationDisks()}, nil
 }
@@ -384,6 +399,8 @@ func (s *server) flow(reported mgn.DataReplicationState) bool {
 func (c *Service) confirmUninstall(ctx context.Context, id string) error {
 	_, err := c.change(ctx, id, func(_ *sql.Tx, s *server) error {
 		if !s.learning(c.now()) {
+			// Uninstalled on the machine itself: at least it does not run any more.
+			c.gauge.set(id, func(t *telemetry) { t.SeenAt = "" })
 			return denied("source server %s has not been told to uninstall its agent", id)
 		}
 		s.Uninstall.ConfirmedAt = stamp(c.now())

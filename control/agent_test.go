@@ -408,6 +408,7 @@ func TestDescribe_Pages(t *testing.T) {
 			break
 		}
 		token = &out.NextToken
+		w.restart() // in the middle of a list
 	}
 	if len(seen) != 7 {
 		t.Fatalf("%d servers were listed, there are 7", len(seen))
@@ -419,7 +420,7 @@ func TestDescribe_Pages(t *testing.T) {
 		}
 	}
 	bad("nonsense", &mgn.DescribeSourceServersRequest{NextToken: p("nonsense")})
-	bad("changed", &mgn.DescribeSourceServersRequest{NextToken: p("A" + (*token)[1:])})
+	bad("changed", &mgn.DescribeSourceServersRequest{NextToken: p((*token)[1:])})
 	bad("of other filters", &mgn.DescribeSourceServersRequest{NextToken: token, Filters: &mgn.DescribeSourceServersRequestFilters{IsArchived: p(true)}})
 	if _, err := w.DescribeJobs(ctx, &mgn.DescribeJobsRequest{NextToken: token}); !is[*mgn.ValidationException](err) {
 		t.Errorf("of another operation: %v", err)

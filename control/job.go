@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"rehost/awsapi"
 	"rehost/awsapi/mgn"
 )
 
@@ -245,11 +246,18 @@ func (c *Service) DescribeJobs(ctx context.Context, req *mgn.DescribeJobsRequest
 			condition, args = in("id", f.JobIDs, args)
 			where += ` AND ` + condition
 		}
-		if f.FromDate != nil {
-			where, args = where+` AND created_at >= ?`, append(args, stamp(parseStamp(*f.FromDate)))
-		}
-		if f.ToDate != nil {
-			where, args = where+` AND created_at <= ?`, append(args, stamp(parseStamp(*f.ToDate)))
+		for _, bound := range []struct {
+			name, condition string
+			date            *string
+		}{{"filters.fromDate", ` AND created_at >= ?`, f.FromDate}, {"filters.toDate", ` AND created_at <= ?`, f.ToDate}} {
+			if bound.date == nil {
+				continue
+			}
+			at, err := awsapi.ParseDateTime(*bound.date)
+			if err != nil {
+				return nil, invalid(bound.name, "%s: %v", bound.name, err)
+			}
+			where, args = where+bound.condition, append(args, stamp(at))
 		}
 	}
 	if at, id, ok := strings.Cut(after, " "); ok {

@@ -184,6 +184,11 @@ func (c *Service) FinalizeCutover(ctx context.Context, in *mgn.FinalizeCutoverRe
 			return conflict("SourceServer", s.ID, fmt.Sprintf("source server %s has no cutover instance: its last cutover launch failed or it was terminated; launch one with StartCutover", s.ID))
 		}
 		lastCutover(s).Finalized = &mgn.LifeCycleLastCutoverFinalized{ApiCallDateTime: stamp(c.now())}
+		if live[0].Independent { // else as soon as it is, see observed
+			if err := condemn(ctx, tx, s.ID, stamp(c.now())); err != nil {
+				return err
+			}
+		}
 		return c.end(ctx, tx, s)
 	})
 }

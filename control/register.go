@@ -80,8 +80,14 @@ func (c *Service) Register(s *awsapi.Server) {
 }
 
 func callerOf(ctx context.Context) Caller {
-	p := awsapi.CallerOf(ctx).Principal
-	return Caller{ARN: p.ARN, SourceIdentity: p.SourceIdentity}
+	c := awsapi.CallerOf(ctx)
+	out := Caller{ARN: c.Principal.ARN, SourceIdentity: c.Principal.SourceIdentity}
+	if c.Certificate != nil {
+		if name, err := ca.PeerName(c.Certificate); err == nil {
+			out.Peer = Peer{Name: name, Serial: ca.Serial(c.Certificate)}
+		}
+	}
+	return out
 }
 
 // VerifyPeer names the holder of a client certificate that may ask for

@@ -134,6 +134,13 @@ func (c *Service) served(s *server, replicatorID string) error {
 // NotifyAgentAuthentication implements the operation of that name. A failure is
 // only logged: whoever fails to prove who it is must not change anyone's state.
 func (c *Service) NotifyAgentAuthentication(ctx context.Context, in *formgn.NotifyAgentAuthenticationForMgnRequest) (*formgn.NotifyAgentAuthenticationForMgnResponse, error) {
+	s, err := getServer(ctx, c.db.reader, in.SourceServerID)
+	if err == nil {
+		err = c.served(s, in.ReplicatorID)
+	}
+	if err != nil {
+		return nil, orNotFound(err, in.SourceServerID)
+	}
 	if !deref(in.Succeeded) {
 		c.log.Warn("an agent was not believed", "server", in.SourceServerID, "replicator", in.ReplicatorID, "remote", deref(in.RemoteAddress), "err", deref(in.RawError))
 	}

@@ -23,6 +23,7 @@ type server struct {
 	AgentVersion   string `json:"agentVersion,omitempty"`
 	RegisteredBy   string `json:"registeredBy,omitempty"` // ARN of who installed the agent last
 	RegisteredAt   string `json:"registeredAt,omitempty"`
+	Enrolled       bool   `json:"enrolled,omitempty"` // the certificate of that installation has been issued
 
 	LifeCycle   mgn.LifeCycle `json:"lifeCycle"`
 	Replication replication   `json:"replication"`
@@ -136,10 +137,15 @@ func (c *Service) change(ctx context.Context, id string, do func(tx *sql.Tx, s *
 	return s, err
 }
 
+// maxDisksEver is how many disks a source server can have had in its life: ids
+// are given once, and what an agent reports must not fill the database.
+const maxDisksEver = 1000
+
 // assignDisks matches reported disks with those known, by serial where there is
 // one and by name otherwise, and gives new ids to the rest. A disk that changed
-// its size is another disk: its content is copied anew under a new id.
-func (s *server) assignDisks(reported []formgn.Disk) {
+// its size is another disk: its content is copied anew under a new id. After an
+// error the document is not to be written.
+func (s *server) assignDisks(reported []formgn.Disk) error {
 	known := s.Disks
 	for i := range known {
 		known[i].Removed = true
@@ -154,10 +160,14 @@ func (s *server) assignDisks(reported []formgn.Disk) {
 			known[i] = disk{Disk: d}
 			continue
 		}
+		if len(s.Disks) == maxDisksEver {
+			return conflict("SourceServer", s.ID, fmt.Sprintf("source server %s has had %d disks, which is the most there may be: disconnect it and install the agent again", s.ID, maxDisksEver))
+		}
 		d.ID = block.DiskID(len(s.Disks))
 		s.Disks = append(s.Disks, disk{Disk: d})
 		known = s.Disks
 	}
+	return nil
 }
 
 // replicationDisks are the disks as agents and replication servers see them.

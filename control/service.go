@@ -2,8 +2,8 @@ package control
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -112,8 +112,6 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 	}
 	db := opts.Database
 	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), views: map[string]*exported{}}
-	c.pager.key = make([]byte, 32)
-	rand.Read(c.pager.key)
 	var err error
 	if c.gauge, err = loadGauge(ctx, db.reader); err != nil {
 		return nil, fmt.Errorf("read telemetry: %w", err)
@@ -148,12 +146,36 @@ func (c *Service) settle(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := c.openPager(ctx, tx); err != nil {
+			return err
+		}
 		if c.opts.Alone {
 			_, err := tx.ExecContext(ctx, `UPDATE jobs SET lease_owner = '', lease_until = ''`)
 			return err
 		}
 		return nil
 	})
+}
+
+// openPager takes the key of page tokens from the database, so that tokens are
+// good after a restart.
+func (c *Service) openPager(ctx context.Context, tx *sql.Tx) error {
+	text, err := setting(ctx, tx, "pageKey")
+	if err == nil && text == "" {
+		text = newPageKey()
+		err = setSetting(ctx, tx, "pageKey", text)
+	}
+	if err != nil {
+		return err
+	}
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err == nil {
+		c.pager, err = newPager(key)
+	}
+	if err != nil {
+		return fmt.Errorf("key of page tokens: %w", err)
+	}
+	return nil
 }
 
 // Close writes telemetry down and closes what is exported; instances go on running

@@ -44,12 +44,26 @@ func (c *Service) taggable(ctx context.Context, q querier, arn string) error {
 	return err
 }
 
+// putTags sets tags of a resource, which must not have too many then.
 func putTags(ctx context.Context, tx *sql.Tx, arn string, tags map[string]string) error {
 	for name, value := range tags {
+		if strings.HasPrefix(strings.ToLower(name), "aws:") {
+			return invalid("tags", "tag keys that begin with aws: are reserved")
+		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO tags (arn, name, value) VALUES (?, ?, ?)
 			ON CONFLICT (arn, name) DO UPDATE SET value = excluded.value`, arn, name, value); err != nil {
 			return fmt.Errorf("tag %s: %w", arn, err)
 		}
+	}
+	if len(tags) == 0 {
+		return nil
+	}
+	var n int
+	if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM tags WHERE arn = ?`, arn).Scan(&n); err != nil {
+		return err
+	}
+	if n > maxTags {
+		return invalid("tags", "a resource has at most %d tags, this would be %d", maxTags, n)
 	}
 	return nil
 }
@@ -93,22 +107,7 @@ func (c *Service) TagResource(ctx context.Context, in *mgn.TagResourceRequest) (
 		if err := c.taggable(ctx, tx, in.ResourceArn); err != nil {
 			return err
 		}
-		for name := range in.Tags {
-			if strings.HasPrefix(strings.ToLower(name), "aws:") {
-				return invalid("tags", "tag keys that begin with aws: are reserved")
-			}
-		}
-		if err := putTags(ctx, tx, in.ResourceArn, in.Tags); err != nil {
-			return err
-		}
-		var n int
-		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM tags WHERE arn = ?`, in.ResourceArn).Scan(&n); err != nil {
-			return err
-		}
-		if n > maxTags {
-			return invalid("tags", "a resource has at most %d tags, this would be %d", maxTags, n)
-		}
-		return nil
+		return putTags(ctx, tx, in.ResourceArn, in.Tags)
 	})
 }
 

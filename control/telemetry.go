@@ -110,7 +110,7 @@ func (g *gauge) flush(ctx context.Context, db *Database) error {
 	if len(changed) == 0 {
 		return nil
 	}
-	return db.update(ctx, func(tx *sql.Tx) error {
+	err := db.update(ctx, func(tx *sql.Tx) error {
 		for id, text := range changed {
 			// A server that was deleted meanwhile has no row to refer to.
 			if _, err := tx.ExecContext(ctx, `INSERT INTO telemetry (server_id, document)
@@ -121,4 +121,12 @@ func (g *gauge) flush(ctx context.Context, db *Database) error {
 		}
 		return nil
 	})
+	if err != nil { // the next time, then
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for id := range changed {
+			g.changed[id] = true
+		}
+	}
+	return err
 }

@@ -15,10 +15,12 @@ import (
 
 // How agents come to be believed. The rules are:
 //
-//   - Whoever may call RegisterAgentForMgn gets a certificate for the source
+//   - Whoever calls RegisterAgentForMgn gets one certificate for the source
 //     server that was made or found, and for no other, within registrationGrace.
+//     While the agent of a found one runs, its certificate must be shown.
 //   - An agent renews its own with its own credentials.
-//   - A certificate issued at an installation revokes those from before it.
+//   - A certificate issued at an installation revokes those from before it, and
+//     the sessions that they were exchanged for.
 //   - A certificate is exchanged for credentials while it is not revoked and its
 //     server is not ended.
 //   - When a server ends, everything is revoked and every call of its agent is
@@ -28,6 +30,15 @@ import (
 const (
 	registrationGrace = 15 * time.Minute
 	uninstallGrace    = 10 * time.Minute
+)
+
+// How many certificates of one source server there may be that have not run
+// out. Renewals need two; more would not fit into what replication servers are
+// told to refuse, see revokedSerials. Installations may go further, so that
+// whoever has stolen a key cannot keep the owner out.
+const (
+	maxRenewed   = 100
+	maxInstalled = 900
 )
 
 // An Authority signs agents' certificates.
@@ -51,6 +62,7 @@ type Sessions interface {
 type Caller struct {
 	ARN            string
 	SourceIdentity string // of an agent's session: the id of its source server
+	Peer           Peer   // of the connection; zero without a client certificate
 }
 
 // A Peer is who the client certificate of a connection names.
@@ -74,10 +86,19 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 	if block == nil || block.Type != "CERTIFICATE REQUEST" {
 		return nil, invalid("certificateSigningRequest", "certificateSigningRequest is not a PEM block of type CERTIFICATE REQUEST")
 	}
+	installing := caller.SourceIdentity == ""
+	if installing {
+		if err := c.revokeSessions(ctx, caller, in.SourceServerID); err != nil {
+			return nil, err
+		}
+	}
 	var cert *x509.Certificate
 	_, err := c.change(ctx, in.SourceServerID, func(tx *sql.Tx, s *server) (err error) {
-		installing := caller.SourceIdentity == ""
 		if err := s.mayHaveCertificate(caller, c.now()); err != nil {
+			return err
+		}
+		s.Enrolled = s.Enrolled || installing
+		if err := c.countCertificates(ctx, tx, s.ID, installing); err != nil {
 			return err
 		}
 		if cert, err = c.opts.Authority.IssueAgent(block.Bytes, s.ID); errors.Is(err, ca.ErrRequest) {
@@ -102,16 +123,58 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 		CertificateAuthority: string(ca.EncodeCertificates(c.opts.Authority.Root())), NotAfter: stamp(cert.NotAfter)}, nil
 }
 
+// revokeSessions ends the sessions from before an installation, before its
+// certificate is there: a session can renew certificates.
+func (c *Service) revokeSessions(ctx context.Context, caller Caller, id string) error {
+	s, err := getServer(ctx, c.db.reader, id)
+	if err != nil {
+		return orNotFound(err, id)
+	}
+	if err := s.mayHaveCertificate(caller, c.now()); err != nil {
+		return err
+	}
+	return c.opts.Sessions.Revoke(ctx, id)
+}
+
+func (c *Service) countCertificates(ctx context.Context, tx *sql.Tx, id string, installing bool) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM certificates WHERE server_id = ? AND not_after < ?`, id, stamp(c.now())); err != nil {
+		return err
+	}
+	limit := maxRenewed
+	if installing {
+		limit = maxInstalled
+	}
+	var n int
+	if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM certificates WHERE server_id = ?`, id).Scan(&n); err != nil {
+		return err
+	}
+	if n >= limit {
+		return conflict("SourceServer", id, fmt.Sprintf("source server %s has been given %d certificates that have not run out, which is the most there may be: try again tomorrow", id, n))
+	}
+	return nil
+}
+
+// holds: the peer has shown a certificate of the source server that is known
+// and not revoked.
+func (c *Service) holds(ctx context.Context, q querier, peer Peer, id string) (bool, error) {
+	if peer.Name != (ca.Name{Role: ca.SourceServer, ID: id}) {
+		return false, nil
+	}
+	var n int
+	err := q.QueryRowContext(ctx, `SELECT COUNT(*) FROM certificates WHERE serial = ? AND server_id = ? AND revoked_at = ''`, peer.Serial, id).Scan(&n)
+	return n > 0, err
+}
+
 func (s *server) mayHaveCertificate(caller Caller, now time.Time) error {
 	switch {
 	case s.ended():
 		return denied("source server %s is %s: install the agent again to replicate this machine anew", s.ID, s.LifeCycle.State)
 	case caller.SourceIdentity == s.ID:
 		return nil
-	case caller.SourceIdentity == "" && caller.ARN != "" && caller.ARN == s.RegisteredBy && now.Sub(parseStamp(s.RegisteredAt)) < registrationGrace:
+	case caller.SourceIdentity == "" && caller.ARN != "" && caller.ARN == s.RegisteredBy && !s.Enrolled && now.Sub(parseStamp(s.RegisteredAt)) < registrationGrace:
 		return nil
 	}
-	return denied("a certificate of source server %s is given to its own agent, and to who has registered it during %v after that: register again", s.ID, registrationGrace)
+	return denied("a certificate of source server %s is given to its own agent, and once to who has registered it, within %v after that: register again", s.ID, registrationGrace)
 }
 
 // CreateSession implements CreateSessionForMgn. A peer that may not have

@@ -27,6 +27,7 @@ func (c *Service) watchServers(ctx context.Context) error {
 	for _, id := range c.quiet() {
 		s, err := getServer(ctx, c.db.reader, id)
 		if errors.Is(err, errNoServer) {
+			c.gauge.forget(id) // a report that came while the server was deleted
 			continue
 		}
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"rehost/awsapi/mgn"
 	"rehost/block"
+	"rehost/launch"
 )
 
 // lease is how long a job belongs to a worker that says nothing; it is renewed
@@ -206,8 +207,16 @@ func (c *Service) advance(ctx context.Context, t *task, next step, status mgn.La
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, `UPDATE job_servers SET step = ?, status = ? WHERE job_id = ? AND server_id = ?`, string(next), string(status), t.jobID, t.serverID)
-		return err
+		// Who has lost the lease without noticing must not undo what came after.
+		result, err := tx.ExecContext(ctx, `UPDATE job_servers SET step = ?, status = ? WHERE job_id = ? AND server_id = ? AND step = ?`,
+			string(next), string(status), t.jobID, t.serverID, string(t.step))
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(err, errLease)
+		}
+		return nil
 	})
 	if err == nil {
 		t.step, t.status = next, status
@@ -348,8 +357,7 @@ func (c *Service) start(ctx context.Context, t *task) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		cause := errors.Join(err, c.unexport(i.ID))
-		return c.advance(ctx, t, stepDone, mgn.LaunchStatusFailed, mgn.JobLogEventLaunchFailed, cause, func(tx *sql.Tx) error { return c.gone(ctx, tx, i) })
+		return c.launchFailed(ctx, t, i, err)
 	}
 	now := c.now()
 	err = c.advance(ctx, t, stepDone, mgn.LaunchStatusLaunched, "", nil, func(tx *sql.Tx) error {
@@ -366,6 +374,19 @@ func (c *Service) start(ctx context.Context, t *task) error {
 			"launchToProcessMs", now.Sub(parseStamp(i.CalledAt)).Milliseconds())
 	}
 	return err
+}
+
+// launchFailed writes down why, and makes sure that nothing of the instance is
+// left. What cannot be ended now stays in the books, and is by the next launch
+// or TerminateTargetInstances.
+func (c *Service) launchFailed(ctx context.Context, t *task, i *instance, cause error) error {
+	gone := func(tx *sql.Tx) error { return c.gone(ctx, tx, i) }
+	if err := c.opts.Target.Terminate(ctx, i.ID); err != nil && !errors.Is(err, launch.ErrNotFound) {
+		cause, gone = errors.Join(cause, fmt.Errorf("terminate what may be left of it: %w", err)), nil
+	} else {
+		cause = errors.Join(cause, c.unexport(i.ID))
+	}
+	return c.advance(ctx, t, stepDone, mgn.LaunchStatusFailed, mgn.JobLogEventLaunchFailed, cause, gone)
 }
 
 // terminate ends every instance of the server.

@@ -287,6 +287,13 @@ func (d *Directory) User(name string) (User, error) {
 	return User{}, fmt.Errorf("user %s: %w", name, ErrNotFound)
 }
 
+// Users lists the names of all users, sorted.
+func (d *Directory) Users() []string {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return slices.Sorted(maps.Keys(d.users))
+}
+
 // CreateRole adds a role; ID, Path, Created and a MaxDuration of 0 are filled in.
 func (d *Directory) CreateRole(ctx context.Context, r Role) error {
 	d.mu.Lock()

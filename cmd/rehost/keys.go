@@ -15,6 +15,9 @@ import (
 // installerLife is how long the installation key of the first start works.
 const installerLife = 7 * 24 * time.Hour
 
+// installerPrefix begins the names of the users that installation keys are of.
+const installerPrefix = "installer-"
+
 // KeysCmd is `rehost keys`.
 type KeysCmd struct {
 	Data string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
@@ -61,7 +64,7 @@ func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CL
 // under a boundary that ends with the key's life.
 func createInstaller(ctx context.Context, directory *identity.Directory, life time.Duration) (identity.Credentials, error) {
 	now := time.Now().UTC()
-	name := "installer-" + now.Format("20060102T150405.000")
+	name := installerPrefix + now.Format("20060102T150405.000")
 	boundary, err := directory.CreatePolicy(ctx, identity.Policy{Name: name, Document: fmt.Sprintf(
 		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*","Condition":{"DateLessThan":{"aws:CurrentTime":%q}}}]}`,
 		now.Add(life).Format(time.RFC3339))})

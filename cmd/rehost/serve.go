@@ -69,7 +69,9 @@ type served struct {
 	store     *store.Store
 	listener  net.Listener
 	incoming  net.Listener // of replication; nil without
-	firstKey  identity.Credentials
+	first     bool         // this start has made the keys
+	audit     *slog.Logger
+	agents    *agentFiles
 }
 
 func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func() error) (*served, error) {
@@ -87,7 +89,10 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 		return nil, err
 	}
 	keep(unlock)
-	s := &served{cmd: c, log: log}
+	s := &served{cmd: c, log: log, agents: &agentFiles{dir: executableDir()}}
+	if err := s.openAudit(keep); err != nil {
+		return nil, err
+	}
 	if s.hosts, err = findHosts(c.Advertise); err != nil {
 		return nil, err
 	}
@@ -128,23 +133,15 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 	return s, s.listen(keep)
 }
 
-// identities opens the accounts. The first time it makes the administrator's
-// key and one for installing agents; what was made and not written is made again.
-func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *served) (*identity.Directory, error) {
-	directory, err := openDirectory(ctx, c.Data, db)
+// openAudit opens the file that gets a line of JSON for every call.
+func (s *served) openAudit(keep func(func() error)) error {
+	f, err := os.OpenFile(filepath.Join(s.cmd.Data, "audit.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if s.firstKey, err = directory.Bootstrap(ctx); err != nil || s.firstKey.AccessKeyID == "" {
-		return directory, err
-	}
-	installer, err := createInstaller(ctx, directory, installerLife)
-	if err != nil {
-		return nil, err
-	}
-	return directory, errors.Join(
-		writeCredentials(filepath.Join(c.Data, "installer-credentials"), installer, c.Region),
-		writeCredentials(filepath.Join(c.Data, "credentials"), s.firstKey, c.Region))
+	keep(f.Close)
+	s.audit = slog.New(slog.NewJSONHandler(f, nil))
+	return nil
 }
 
 func openDirectory(ctx context.Context, data string, db *control.Database) (*identity.Directory, error) {
@@ -162,7 +159,7 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 	if err != nil {
 		return err
 	}
-	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, VerifyPeer: control.VerifyPeer,
+	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, VerifyPeer: control.VerifyPeer,
 		ResourceTags: s.service.ResourceTags}, mgn.Service, formgn.Service)
 	s.service.Register(s.api)
 	return nil
@@ -198,7 +195,7 @@ func ignoreClosed(f func() error) func() error {
 func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.api)
-	mux.Handle("GET /agent/", agentFiles(executableDir()))
+	mux.Handle("GET /agent/", s.agents)
 	endpoint := ca.Endpoint{Root: s.authority.Root(), Certificate: func() (*tls.Certificate, error) {
 		return s.authority.ServiceCertificate(s.hosts.names, s.hosts.addresses)
 	}}
@@ -207,7 +204,7 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	server := &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
-	listener := tls.NewListener(s.listener, endpoint.OptionalConfig(ca.SourceServer, ca.ReplicationServer))
+	listener := tls.NewListener(limit(s.listener, maxConnections, maxConnectionsPerPeer), endpoint.OptionalConfig(ca.SourceServer, ca.ReplicationServer))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var parts, api sync.WaitGroup

@@ -43,6 +43,7 @@ type running struct {
 	root    *x509.Certificate
 	mgn     *mgn.Client // of the administrator, by the official SDK
 	install *awsapi.Client
+	admin   aws.CredentialsProvider
 }
 
 var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replication on (\S+), data`)
@@ -93,6 +94,7 @@ func (r *running) clients() {
 		r.t.Fatal("no key in the credentials file")
 	}
 	admin := credentials.NewStaticCredentialsProvider(string(m[1]), string(m[2]), "")
+	r.admin = admin
 	pool := x509.NewCertPool()
 	pool.AddCert(r.root)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
@@ -143,11 +145,29 @@ type fetched func(ctx context.Context) (aws.Credentials, error)
 
 func (f fetched) Retrieve(ctx context.Context) (aws.Credentials, error) { return f(ctx) }
 
+func registration(machine string) *formgn.RegisterAgentForMgnRequest {
+	yes, size := true, int64(1<<20)
+	return &formgn.RegisterAgentForMgnRequest{SourceProperties: &formgn.SourceProperties{
+		MachineID: &machine, Hostname: &machine, Disks: []formgn.Disk{{DeviceName: "/dev/vda", Bytes: size, IsBootDisk: &yes}}}}
+}
+
 func (r *running) newAgent(machine string) *agent {
 	r.t.Helper()
-	yes, size := true, int64(1<<20)
-	registered, err := awsapi.Call(r.t.Context(), r.install, formgn.RegisterAgentForMgn, &formgn.RegisterAgentForMgnRequest{SourceProperties: &formgn.SourceProperties{
-		MachineID: &machine, Hostname: &machine, Disks: []formgn.Disk{{DeviceName: "/dev/vda", Bytes: size, IsBootDisk: &yes}}}})
+	return r.newAgentBy(r.install, machine)
+}
+
+// again installs the agent anew on its machine, where its certificate is.
+func (a *agent) again(r *running, machine string) *agent {
+	r.t.Helper()
+	config := ca.Endpoint{Root: r.root, Certificate: ca.Fixed(a.pair)}.ClientConfig(ca.Name{Role: ca.Service})
+	c := awsapi.NewClient(awsapi.ClientOptions{Endpoint: r.api, Region: "us-east-1", Credentials: r.admin, TLS: config})
+	r.t.Cleanup(c.Close)
+	return r.newAgentBy(c, machine)
+}
+
+func (r *running) newAgentBy(installer *awsapi.Client, machine string) *agent {
+	r.t.Helper()
+	registered, err := awsapi.Call(r.t.Context(), installer, formgn.RegisterAgentForMgn, registration(machine))
 	r.must(err)
 	a := &agent{running: r, id: registered.SourceServerID}
 	for _, d := range registered.Disks {
@@ -269,7 +289,10 @@ func TestServe(t *testing.T) {
 	if got := r.describe(a.id).LifeCycle.State; got != types.LifeCycleStateReadyForTest {
 		t.Fatalf("after a restart: %s", got)
 	}
-	a = r.newAgent("machine-a") // installed again: the same source server
+	if _, err := awsapi.Call(ctx, r.install, formgn.RegisterAgentForMgn, registration("machine-a")); !awsapi.IsError(err, "ConflictException") {
+		t.Fatalf("an installation elsewhere takes the place of an agent that runs: %v", err)
+	}
+	a = a.again(r, "machine-a") // the same source server
 	if a.id != *got.SourceServerID {
 		t.Fatalf("installed again as %s, was %s", a.id, *got.SourceServerID)
 	}

@@ -10,11 +10,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -86,7 +84,10 @@ func publish(path string, text []byte) error {
 
 // writeFile writes a file that after a crash is there whole or not at all.
 func writeFile(path string, text []byte, mode fs.FileMode) (err error) {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // what a crash has left may have another mode
+	}
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
@@ -251,27 +252,6 @@ func fresh(leaf *x509.Certificate) bool {
 	return time.Until(leaf.NotAfter) > leaf.NotAfter.Sub(leaf.NotBefore)/3
 }
 
-func executableDir() string {
-	path, err := os.Executable()
-	if err != nil {
-		return ""
-	}
-	return filepath.Dir(path)
-}
-
-// agentFiles serves the agent's programs that stand beside this one, and
-// nothing else of the directory.
-func agentFiles(dir string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name := strings.TrimPrefix(r.URL.Path, "/agent/")
-		if dir == "" || !slices.Contains([]string{"rehost-agent-linux-amd64", "rehost-agent-linux-amd64.sha256"}, name) {
-			http.NotFound(w, r)
-			return
-		}
-		http.ServeFile(w, r, filepath.Join(dir, name))
-	})
-}
-
 // greet prints what to do next, the first time, and that the service is ready.
 func (s *served) greet(stdout, stderr io.Writer) {
 	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
@@ -279,24 +259,39 @@ func (s *served) greet(stdout, stderr io.Writer) {
 	if t, ok := s.listener.Addr().(*net.TCPAddr); ok && t.IP.IsLoopback() {
 		url = "https://" + s.listener.Addr().String()
 	}
-	if s.firstKey.AccessKeyID != "" {
-		fmt.Fprintf(stdout, `Rehost is set up in %[1]s. Talk to it with the AWS CLI:
-
-    export AWS_SHARED_CREDENTIALS_FILE=%[1]s/credentials AWS_PROFILE=%[2]s
-    export AWS_CA_BUNDLE=%[1]s/ca.pem AWS_ENDPOINT_URL_MGN=%[3]s AWS_REGION=%[4]s
-    aws mgn initialize-service
-    aws mgn describe-source-servers
-
-Install the agent on a server that is to move (as root; use an access key made for that):
-
-    curl --cacert ca.pem -O %[3]s/agent/rehost-agent-linux-amd64
-    ./rehost-agent-linux-amd64 install --endpoint %[3]s --region %[4]s --ca-fingerprint %[5]s
-
-`, s.cmd.Data, profile, url, s.cmd.Region, s.authority.Fingerprint())
+	if s.first {
+		s.explain(stdout, url)
 	}
 	replication := "no replication server"
 	if s.incoming != nil {
 		replication = "replication on " + s.incoming.Addr().String()
 	}
 	fmt.Fprintf(stderr, "rehost: ready: API on %s, %s, data in %s\n", url, replication, s.cmd.Data)
+}
+
+// explain says what a person does after the first start. Every line can be
+// pasted as it is.
+func (s *served) explain(w io.Writer, url string) {
+	fmt.Fprintf(w, `Rehost is set up in %[1]s. Talk to it with the AWS CLI, as its administrator:
+
+    export AWS_SHARED_CREDENTIALS_FILE=%[1]s/%[2]s AWS_PROFILE=%[3]s
+    export AWS_CA_BUNDLE=%[1]s/ca.pem AWS_ENDPOINT_URL_MGN=%[4]s AWS_REGION=%[5]s
+    aws mgn initialize-service
+    aws mgn describe-source-servers
+
+`, s.cmd.Data, adminFile, profile, url, s.cmd.Region)
+	sum, err := s.agents.digest()
+	if err != nil {
+		fmt.Fprintf(w, "The agent is not there to be downloaded: put the program rehost-agent into %s (make build does).\n\n", s.agents.dir)
+		return
+	}
+	// The sum is from here and not from the network, so the download needs no authority.
+	fmt.Fprintf(w, `Install the agent on a server that is to move, as root. It asks for an access key: %[1]s/%[2]s has
+one that can only install agents and ends by itself after %[3]d days (rehost keys create-installer makes more).
+
+    curl -fsSkO %[4]s/agent/%[5]s
+    echo "%[6]s  %[5]s" | sha256sum -c && chmod +x %[5]s
+    ./%[5]s install --endpoint %[4]s --region %[7]s --ca-fingerprint %[8]s
+
+`, s.cmd.Data, installerFile, int(installerLife.Hours()/24), url, agentName, sum, s.cmd.Region, s.authority.Fingerprint())
 }
