@@ -43,7 +43,7 @@ type Grant struct {
 
 // Progress is how far a session has come.
 type Progress struct {
-	Point block.Point // the last committed one; without a time if later ones were retracted
+	Point block.Point // the last committed one; zero before, without a time if later ones were retracted
 
 	// InitialSyncDone is set once a committed epoch of the session said so.
 	InitialSyncDone bool
@@ -69,8 +69,9 @@ type Controller interface {
 	// Disconnected: the session is over; cause is nil if the agent ended it.
 	Disconnected(ctx context.Context, a Agent, cause error)
 
-	// Progress: at most about twice a second, and for the first commit, the end
-	// of the initial sync and the last commit of a session.
+	// Progress: at most about twice a second while data comes, and for the first
+	// payload, the first commit, the end of the initial sync and the last commit
+	// of a session.
 	Progress(ctx context.Context, a Agent, p Progress)
 
 	// Unhealthy: the store failed under a session, which has ended for it.

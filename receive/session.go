@@ -183,9 +183,15 @@ func (x *session) stage(r wire.Run) error {
 	if err := x.writer.Append(x.ctx, r.Epoch, r.Ordinal, r.Run); err != nil {
 		return &storeError{err}
 	}
-	x.bytes.Add(int64(len(r.Run.Payload)))
+	n := int64(len(r.Run.Payload))
+	total := x.bytes.Add(n)
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	// A first copy may take hours before its first commit: that data comes is told before.
+	if total>>20 != (total-n)>>20 || n > 0 && total == n {
+		x.progress.Bytes = max(x.progress.Bytes, total)
+		x.report.post(x.progress, total == n)
+	}
 	x.runs[r.Epoch]++
 	close(x.arrived)
 	x.arrived = make(chan struct{})
