@@ -98,8 +98,9 @@ func (g *gauge) forget(id string) {
 	delete(g.changed, id)
 }
 
-// flush writes what has changed since the last time.
-func (g *gauge) flush(ctx context.Context, db *Database) error {
+// flush writes what has changed since the last time. What could not be written
+// is written the next time.
+func (g *gauge) flush(ctx context.Context, db *Database) (err error) {
 	g.mu.Lock()
 	changed := map[string]string{}
 	for id := range g.changed {
@@ -110,6 +111,17 @@ func (g *gauge) flush(ctx context.Context, db *Database) error {
 	if len(changed) == 0 {
 		return nil
 	}
+	defer func() {
+		if err != nil {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			for id := range changed {
+				if _, ok := g.values[id]; ok {
+					g.changed[id] = true
+				}
+			}
+		}
+	}()
 	return db.update(ctx, func(tx *sql.Tx) error {
 		for id, text := range changed {
 			// A server that was deleted meanwhile has no row to refer to.
