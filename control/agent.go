@@ -391,6 +391,9 @@ func (s *server) flow(reported mgn.DataReplicationState) bool {
 	if reported == mgn.DataReplicationStateContinuous && r.FirstPoint == "" {
 		reported = mgn.DataReplicationStateCreatingSnapshot
 	}
+	if reported == mgn.DataReplicationStateInitialSync && r.FirstPoint != "" {
+		reported = mgn.DataReplicationStateRescan
+	}
 	changed := r.Flow != reported
 	r.Flow = reported
 	return changed

@@ -316,6 +316,47 @@ func TestFencing(t *testing.T) {
 	}
 }
 
+// TestRescan: an agent that was started again copies everything anew, which the
+// state must not call CONTINUOUS, nor the first copy; what was there stays, and
+// what was withdrawn is gone.
+func TestRescan(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	id := w.register("01")
+	w.replicate(id)
+	w.restart() // at once: nothing was written down by the watch
+	look := func(state mgn.DataReplicationState, point string) *mgn.DataReplicationInfo {
+		t.Helper()
+		server := w.describe(id)
+		info := server.DataReplicationInfo
+		if info.DataReplicationState != state || info.LastSnapshotDateTime != point || server.LifeCycle.State != mgn.LifeCycleStateReadyForTest {
+			t.Fatalf("got %s, point %q, %s", info.DataReplicationState, info.LastSnapshotDateTime, server.LifeCycle.State)
+		}
+		return info
+	}
+	first := stamp(w.clock.Now())
+	look(mgn.DataReplicationStateContinuous, first)
+	if _, err := w.UpdateAgentBacklog(ctx, &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: formgn.DataReplicationStateInitialSync, Disks: []formgn.DiskProgress{}}); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.advance(time.Minute)
+	if info := look(mgn.DataReplicationStateRescan, first); info.LagDuration != duration(time.Minute) {
+		t.Errorf("lag is %s", info.LagDuration)
+	}
+	w.replicate(id)
+	look(mgn.DataReplicationStateContinuous, stamp(w.clock.Now()))
+	w.replicas.mu.Lock()
+	w.replicas.points[id] = w.replicas.points[id][:1]
+	w.replicas.mu.Unlock()
+	if _, err := w.NotifyAgentReplicationProgress(ctx, &formgn.NotifyAgentReplicationProgressForMgnRequest{ReplicatorID: replicatorID, SourceServerID: id,
+		Generation: 2, InitialSyncDone: p(true), Consistent: p(false)}); err != nil {
+		t.Fatal(err)
+	}
+	if info := look(mgn.DataReplicationStateContinuous, first); info.LagDuration != duration(time.Minute) {
+		t.Errorf("after points were withdrawn lag is %s", info.LagDuration)
+	}
+}
+
 // TestReplicationControl: what users say reaches the agent as a command.
 func TestReplicationControl(t *testing.T) {
 	w := newWorld(t)

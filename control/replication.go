@@ -190,7 +190,7 @@ func (s *server) info(t telemetry, now time.Time) *mgn.DataReplicationInfo {
 				mgn.DataReplicationInitiationStep{Name: initiation[i].name, Status: status})
 		}
 	}
-	if s.launchable() {
+	if s.launchable() && (t.CurrentAt != "" || t.PointAt != "") {
 		out.LagDuration = duration(t.lag(now))
 		out.LastSnapshotDateTime = t.PointAt
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -203,19 +204,34 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	}
 	consistent := in.PointSeq != nil && deref(in.Consistent) && deref(in.InitialSyncDone)
 	var refused error
+	first := false
 	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		refused = c.served(s, in.ReplicatorID)
 		if refused == nil && in.Generation != s.Generation {
 			refused = conflict("SourceServer", s.ID, fmt.Sprintf("session %d of source server %s is over: the last one is %d", in.Generation, s.ID, s.Generation))
 		}
+		first = refused == nil && consistent && s.Replication.FirstPoint == ""
 		return refused == nil && s.progress(deref(in.ReceivedBytes) > 0 || in.PointSeq != nil, consistent, now)
 	})
 	if err != nil || refused != nil {
 		return nil, errors.Join(err, refused)
 	}
+	var points []block.Point
+	withdrawn := in.PointSeq == nil && deref(in.InitialSyncDone)
+	if withdrawn {
+		if points, err = c.opts.Replicas.Points(ctx, s.ID); err != nil {
+			return nil, err
+		}
+	}
 	c.gauge.set(s.ID, func(t *telemetry) {
 		t.Received, t.Stored = max(t.Received, deref(in.ReceivedBytes)), max(t.Stored, deref(in.StoredBytes))
-		if consistent {
+		switch {
+		case withdrawn:
+			t.PointSeq, t.PointAt, t.CurrentAt = "", "", ""
+			if n := len(points); n > 0 {
+				t.PointSeq, t.PointAt = points[n-1].Seq.String(), stamp(points[n-1].Time)
+			}
+		case consistent:
 			t.PointSeq, t.PointAt = *in.PointSeq, stamp(pointAt)
 			if pointAt.After(now) {
 				pointAt = now // the source's clock is ahead
@@ -223,6 +239,11 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 			t.CurrentAt = max(t.CurrentAt, stamp(pointAt))
 		}
 	})
+	if first { // a crash must not leave a server that is ready and has no point
+		if err := c.gauge.flush(ctx, c.db); err != nil {
+			return nil, err
+		}
+	}
 	return &formgn.NotifyAgentReplicationProgressForMgnResponse{}, nil
 }
 
@@ -251,9 +272,10 @@ func (s *server) progress(data, consistent bool, now time.Time) (changed bool) {
 		if s.LifeCycle.State == mgn.LifeCycleStateNotReady {
 			s.LifeCycle.State = mgn.LifeCycleStateReadyForTest
 		}
-		if r.Flow == mgn.DataReplicationStateCreatingSnapshot {
-			r.Flow = mgn.DataReplicationStateContinuous
-		}
+	}
+	copying := []mgn.DataReplicationState{"INITIAL_SYNC", "RESCAN", "CREATING_SNAPSHOT"}
+	if consistent && slices.Contains(copying, r.Flow) { // the agent says the same a moment later
+		r.Flow, changed = mgn.DataReplicationStateContinuous, true
 	}
 	return changed
 }

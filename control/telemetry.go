@@ -98,7 +98,8 @@ func (g *gauge) forget(id string) {
 	delete(g.changed, id)
 }
 
-// flush writes what has changed since the last time.
+// flush writes what has changed since the last time. What could not be written
+// is written the next time.
 func (g *gauge) flush(ctx context.Context, db *Database) error {
 	g.mu.Lock()
 	changed := map[string]string{}
@@ -125,7 +126,9 @@ func (g *gauge) flush(ctx context.Context, db *Database) error {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		for id := range changed {
-			g.changed[id] = true
+			if _, ok := g.values[id]; ok {
+				g.changed[id] = true
+			}
 		}
 	}
 	return err

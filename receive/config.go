@@ -43,7 +43,7 @@ type Grant struct {
 
 // Progress is how far a session has come.
 type Progress struct {
-	Point block.Point // the last committed one; without a time if later ones were retracted
+	Point block.Point // the last committed one; zero before, without a time if later ones were retracted
 
 	// InitialSyncDone is set once a committed epoch of the session said so.
 	InitialSyncDone bool

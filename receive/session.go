@@ -207,8 +207,9 @@ func (x *session) stage(r wire.Run) error {
 // all the first. The caller holds mu.
 func (x *session) flowing() {
 	if now := time.Now(); now.Sub(x.posted) >= reportEvery {
+		first := x.posted.IsZero()
 		x.posted, x.progress.Bytes = now, x.bytes.Load()
-		x.report.post(x.progress, false)
+		x.report.post(x.progress, first)
 	}
 }
 

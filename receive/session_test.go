@@ -61,7 +61,13 @@ func TestServer_EpochsOverFourConnections(t *testing.T) {
 		if len(x.desk.disconnected) != 1 || x.desk.disconnected[0] != nil {
 			t.Errorf("a session that was closed ended with %v", x.desk.disconnected)
 		}
-		if len(p) < 3 || p[0].Point.Seq != 1 || p[len(p)-1].Point.Seq != 15 {
+		for len(p) > 0 && p[0].Point.Seq == 0 { // told before the first commit
+			if p[0].Bytes == 0 || p[0].InitialSyncDone {
+				t.Errorf("before the first commit: %+v", p[0])
+			}
+			p = p[1:]
+		}
+		if len(p) < 3 || len(p) == len(x.desk.progress) || p[0].Point.Seq != 1 || p[len(p)-1].Point.Seq != 15 {
 			t.Errorf("got progress %+v", p)
 		}
 	})
@@ -85,12 +91,12 @@ func TestServer_ProgressIsRare(t *testing.T) {
 	x.server.Close()
 	took := time.Since(begin)
 	p := x.desk.progress
-	most := int(took/(500*time.Millisecond)) + 4
+	most := int(took/(500*time.Millisecond)) + 5
 	done := 0
 	for done < len(p) && !p[done].InitialSyncDone {
 		done++
 	}
-	if len(p) > most || p[0].Point.Seq != 1 || p[len(p)-1].Point.Seq != n || p[len(p)-1].Epochs != uint64(n) || done == len(p) {
+	if len(p) > most || p[0].Point.Seq > 1 || p[len(p)-1].Point.Seq != n || p[len(p)-1].Epochs != uint64(n) || done == len(p) {
 		t.Errorf("%d epochs in %v made %d reports, want at most %d: %+v", n, took, len(p), most, p)
 	}
 }

@@ -104,6 +104,7 @@ var outcomes = []struct {
 	{store.ErrBadID, statusUsage, "a replica has the name of its source server, like s-0123456789abcdef0"},
 	{store.ErrLocked, statusInUse, "stop the replication server that writes this replica"},
 	{errInUse, statusInUse, "stop the other process, or name another directory with --data"},
+	{errNotServed, statusNotFound, "start rehost serve --no-replicator with the same --data first: it makes the certificate"},
 	{store.ErrFull, statusError, "free some space and try again"},
 	{os.ErrNotExist, statusNotFound, ""},
 	{os.ErrPermission, statusError, "run it as the user the replication server runs as"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,16 +14,24 @@ import (
 	"rehost/replicator"
 )
 
-// ReplicatorCmd is `rehost replicator`: a replication server as a process of its
-// own. Its data directory has the certificate that serve made for it
-// (replicator.pem) and ca.pem; the store is made there.
+// ReplicatorCmd is `rehost replicator`: a replication server as a process of its own.
 type ReplicatorCmd struct {
 	Endpoint string `help:"Address of the service." required:"" placeholder:"URL"`
-	Data     string `help:"Directory with replicator.pem, ca.pem, and the store." default:"/var/lib/rehost" placeholder:"DIR"`
+	Data     string `help:"Directory of the service: with replicator.pem, ca.pem, store.key and the store." default:"/var/lib/rehost" placeholder:"DIR"`
 	Listen   string `help:"Address that agents replicate to." default:":1500" placeholder:"HOST:PORT"`
 	Address  string `help:"What agents are told to connect to." required:"" placeholder:"HOST:PORT"`
 	Region   string `help:"Region of the service." default:"us-east-1"`
 	LogLevel string `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
+}
+
+// Help implements [kong.HelpProvider].
+func (c *ReplicatorCmd) Help() string {
+	return `Replication then outlives a restart of the service, and either can be limited or moved to other cores by itself.
+
+    rehost serve --data DIR --no-replicator
+    rehost replicator --data DIR --endpoint https://HOST:8443 --address HOST:1500
+
+Both use the same directory, since instances are launched from the store in it. Start the service first: it makes the certificate of the replication server (DIR/replicator.pem), with which this process proves itself to agents and to the service, and renews it there. The name or address in --endpoint has to be one that the service was started to --advertise.`
 }
 
 // Run serves until ctx ends.
@@ -32,14 +41,25 @@ func (c *ReplicatorCmd) Run(ctx context.Context, log *logOutput, _ io.Writer) (e
 		return err
 	}
 	text, err := os.ReadFile(filepath.Join(c.Data, "ca.pem"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", errNotServed, err)
+	}
 	if err != nil {
 		return err
 	}
+	unlock, err := lockReplicator(c.Data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
 	roots, err := ca.DecodeCertificates(text)
 	if err != nil {
 		return fmt.Errorf("%s/ca.pem: %w", c.Data, err)
 	}
 	id, pair, err := replicatorPair(filepath.Join(c.Data, "replicator.pem"), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", errNotServed, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -56,3 +76,6 @@ func (c *ReplicatorCmd) Run(ctx context.Context, log *logOutput, _ io.Writer) (e
 	return replicator.Run(ctx, replicator.Config{Endpoint: c.Endpoint, Region: c.Region, ID: id, Address: c.Address, Root: roots[0],
 		Certificate: pair, Store: s, Listener: listener, Logger: logger})
 }
+
+// errNotServed: the service makes what a replication server needs.
+var errNotServed = errors.New("no service has been started in this directory")

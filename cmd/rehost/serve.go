@@ -35,7 +35,7 @@ type ServeCmd struct {
 	Region            string   `help:"Region that clients have to name." default:"us-east-1"`
 	Advertise         []string `help:"Names and addresses of this machine, for certificates and agents; the first is told to agents. By default its host name and addresses." placeholder:"HOST"`
 	LaunchForward     []int    `help:"TCP ports of every launched instance that are to be reached on this machine's loopback; rehost instance ls says where." placeholder:"PORT"`
-	NoReplicator      bool     `help:"Run no replication server; see rehost replicator."`
+	NoReplicator      bool     `help:"Run no replication server: rehost replicator is started beside, on the same --data."`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 }
 
@@ -72,6 +72,7 @@ type served struct {
 	first     bool         // this start has made the keys
 	audit     *slog.Logger
 	agents    *agentFiles
+	renew     func() error // the certificate of a replication server elsewhere; nil without
 }
 
 func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func() error) (*served, error) {
@@ -171,9 +172,18 @@ func (s *served) listen(keep func(func() error)) (err error) {
 	}
 	keep(ignoreClosed(s.listener.Close))
 	if s.cmd.NoReplicator { // its certificate is made here all the same, for rehost replicator
-		_, _, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
+		_, certificate, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
+		if err != nil {
+			return err
+		}
+		s.renew = func() error { _, err := certificate(); return err }
+		return s.renew()
+	}
+	unlock, err := lockReplicator(s.cmd.Data)
+	if err != nil {
 		return err
 	}
+	keep(unlock)
 	if s.incoming, err = net.Listen("tcp", s.cmd.ReplicationListen); err != nil {
 		return err
 	}
@@ -217,6 +227,9 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if s.incoming != nil {
 		parts.Go(func() { cancel(s.replicate(ctx)) })
 	}
+	if s.renew != nil {
+		parts.Go(func() { s.renewals(ctx) })
+	}
 	s.greet(stdout, stderr)
 	<-ctx.Done()
 	parts.Wait()
@@ -231,6 +244,23 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 		err = errors.Join(cause, err)
 	}
 	return err
+}
+
+// renewals looks after the certificate of a replication server that is a process
+// of its own, which takes it from the file.
+func (s *served) renewals(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := s.renew(); err != nil {
+				s.log.Error("the replication server's certificate is not renewed", "err", err)
+			}
+		}
+	}
 }
 
 // replicate runs the replication server inside. Its certificate is from the
@@ -266,14 +296,23 @@ func loopbackOf(a net.Addr) string {
 }
 
 // lockDir keeps a second process out of the directory.
-func lockDir(dir string) (unlock func() error, err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+func lockDir(dir string) (unlock func() error, err error) { return lockFile(dir, "lock") }
+
+// lockReplicator keeps a second replication server out of the directory, which
+// is not the service: both may be there, as two processes.
+func lockReplicator(dir string) (unlock func() error, err error) {
+	return lockFile(dir, "replicator.lock")
+}
+
+func lockFile(dir, name string) (unlock func() error, err error) {
+	path := filepath.Join(dir, name)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, errInUse)
+		return nil, fmt.Errorf("lock %s: %w", path, errInUse)
 	}
 	return f.Close, nil
 }

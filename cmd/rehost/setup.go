@@ -210,7 +210,8 @@ func (s sessions) Revoke(ctx context.Context, id string) error {
 }
 
 // replicatorPair is the replication server's id and certificate, which the file
-// keeps and the authority, where it is at hand, renews.
+// keeps and the authority, where it is at hand, renews. Without one the file is
+// read again when the certificate grows old: the service has renewed it there.
 func replicatorPair(path string, authority *ca.Authority) (id string, certificate func() (*tls.Certificate, error), err error) {
 	pair, err := ca.LoadPair(path)
 	if errors.Is(err, fs.ErrNotExist) && authority != nil {
@@ -232,13 +233,20 @@ func replicatorPair(path string, authority *ca.Authority) (id string, certificat
 	return name.ID, func() (*tls.Certificate, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if authority == nil || fresh(pair.Leaf) {
+		if fresh(pair.Leaf) {
 			return &pair, nil
 		}
-		renewed, err := authority.IssueReplicationServer(name.ID)
-		if err == nil {
-			err = ca.SavePair(path, renewed)
+		renew := func() (tls.Certificate, error) { return ca.LoadPair(path) }
+		if authority != nil {
+			renew = func() (tls.Certificate, error) {
+				renewed, err := authority.IssueReplicationServer(name.ID)
+				if err == nil {
+					err = ca.SavePair(path, renewed)
+				}
+				return renewed, err
+			}
 		}
+		renewed, err := renew()
 		if err != nil {
 			return nil, err
 		}
