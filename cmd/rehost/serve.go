@@ -138,7 +138,7 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 
 // openAudit opens the file that gets a line of JSON for every call.
 func (s *served) openAudit(keep func(func() error)) error {
-	f, err := os.OpenFile(filepath.Join(s.cmd.Data, "audit.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := openAuditFile(filepath.Join(s.cmd.Data, "audit.log"), auditSize)
 	if err != nil {
 		return err
 	}
