@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -195,6 +196,9 @@ func TestRun_Copied(t *testing.T) {
 	}
 }
 
+// killsVariable makes TestAgent_Killed kill that often, for a soak.
+const killsVariable = "REHOST_AGENT_KILLS"
+
 // TestAgent_Killed kills the agent at random moments, during the first copy
 // and later, and starts it again: in the end the replica is the source.
 func TestAgent_Killed(t *testing.T) {
@@ -203,9 +207,9 @@ func TestAgent_Killed(t *testing.T) {
 	seed := mrand.Uint64()
 	r := mrand.New(mrand.NewPCG(seed, 1))
 	t.Logf("seed %d", seed)
-	times := 24
-	if testing.Short() {
-		times = 5
+	times := 5
+	if n, err := strconv.Atoi(os.Getenv(killsVariable)); err == nil {
+		times = n
 	}
 	start := func() *exec.Cmd {
 		cmd := exec.Command(os.Args[0])

@@ -155,6 +155,19 @@ func Handle[In, Out any](s *Server, op *Op[In, Out], do func(context.Context, *I
 	panic("awsapi: no served service has the operation " + op.Name)
 }
 
+// Handles is whether the operation has a handler; without one it is answered
+// with NotImplementedException.
+func (s *Server) Handles(op *Operation) bool {
+	for _, routes := range s.routes {
+		for _, r := range routes {
+			if r.Operation == op {
+				return r.handle != nil
+			}
+		}
+	}
+	return false
+}
+
 // A call is one request on its way.
 type call struct {
 	server  *Server

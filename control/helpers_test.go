@@ -192,6 +192,8 @@ type target struct {
 	hydrated bool
 	fail     error
 	at       func(when string)
+
+	halfway, cannotEnd error // of a launch after the machine has started, and of its end
 }
 
 func (g *target) Launch(ctx context.Context, spec launch.Spec) (launch.Instance, error) {
@@ -207,6 +209,10 @@ func (g *target) Launch(ctx context.Context, spec launch.Spec) (launch.Instance,
 	if _, there := g.live[spec.ID]; !there {
 		g.live[spec.ID] = spec
 		g.launches++
+	}
+	if g.halfway != nil {
+		defer g.mu.Unlock()
+		return launch.Instance{}, g.halfway
 	}
 	g.mu.Unlock()
 	g.point("after launch")
@@ -239,6 +245,9 @@ func (g *target) Terminate(ctx context.Context, id string) error {
 	g.point("before terminate")
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if g.cannotEnd != nil {
+		return g.cannotEnd
 	}
 	g.mu.Lock()
 	delete(g.live, id)

@@ -245,6 +245,54 @@ func TestJob_Failure(t *testing.T) {
 	}
 }
 
+// TestJob_LeftOver: a launch that failed half way leaves no machine, and one that
+// cannot be ended now is by the next launch.
+func TestJob_LeftOver(t *testing.T) {
+	w := newWorld(t)
+	id := w.register("01")
+	w.replicate(id)
+	stuck := errors.New("it does not answer")
+	w.target.halfway = errors.New("no monitor")
+	if job := w.launch(t, w.StartTest, id); job.ParticipatingServers[0].LaunchStatus != "FAILED" || len(w.target.live) != 0 || len(w.exports.names) != 0 {
+		t.Fatalf("%+v left %v, %v", job.ParticipatingServers[0], w.target.live, w.exports.names)
+	}
+	w.target.cannotEnd = stuck
+	w.launch(t, w.StartTest, id)
+	if len(w.target.live) != 1 || len(w.exports.names) == 0 {
+		t.Fatalf("%v, %v: a machine that runs has lost its disks", w.target.live, w.exports.names)
+	}
+	w.target.halfway, w.target.cannotEnd = nil, nil
+	if job := w.launch(t, w.StartTest, id); job.ParticipatingServers[0].LaunchStatus != "LAUNCHED" || len(w.target.live) != 1 {
+		t.Fatalf("the next launch: %+v, %v", job.ParticipatingServers[0], w.target.live)
+	}
+}
+
+// TestFinalizeCutover_CopiedBefore: the replica goes also where the cutover
+// instance had copied its disks before.
+func TestFinalizeCutover_CopiedBefore(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	id := w.register("01")
+	w.replicate(id)
+	w.launch(t, w.StartTest, id)
+	w.become(t, id, "READY_FOR_CUTOVER")
+	w.cutover(t, id)
+	w.target.hydrated = true
+	w.must(w.observeAll(ctx))
+	w.clock.advance(time.Hour)
+	w.must(w.watch(ctx))
+	if len(w.replicas.deleted) != 0 {
+		t.Fatal("the replica is deleted before the cutover is final")
+	}
+	_, err := w.FinalizeCutover(ctx, &mgn.FinalizeCutoverRequest{SourceServerID: id})
+	w.must(err)
+	w.clock.advance(time.Minute)
+	w.must(w.watch(ctx))
+	if !slices.Equal(w.replicas.deleted, []string{id}) {
+		t.Fatalf("deleted %v", w.replicas.deleted)
+	}
+}
+
 // TestFinalizeCutover_NoInstance: a source is not given up for a machine that is not there.
 func TestFinalizeCutover_NoInstance(t *testing.T) {
 	w := newWorld(t)

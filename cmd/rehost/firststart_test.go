@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -215,4 +216,19 @@ func TestLimiter(t *testing.T) {
 	dial("127.0.0.3")
 	(<-accepted).Close()
 	other.Close()
+}
+
+// TestServe_PublicDirectory: keys are not made where others could replace them.
+func TestServe_PublicDirectory(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	if status := Run(t.Context(), []string{"serve", "--data", dir, "--listen", "127.0.0.1:0", "--no-replicator"}, io.Discard, &said); status != statusError || !strings.Contains(said.String(), "chmod 700") {
+		t.Errorf("status %d: %s", status, said.String())
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("something was made there: %v, %v", entries, err)
+	}
 }

@@ -85,6 +85,9 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return nil, err
 	}
+	if err := private(c.Data); err != nil {
+		return nil, err
+	}
 	unlock, err := lockDir(c.Data)
 	if err != nil {
 		return nil, err
@@ -136,7 +139,7 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 
 // openAudit opens the file that gets a line of JSON for every call.
 func (s *served) openAudit(keep func(func() error)) error {
-	f, err := os.OpenFile(filepath.Join(s.cmd.Data, "audit.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := openAuditFile(filepath.Join(s.cmd.Data, "audit.log"), auditSize)
 	if err != nil {
 		return err
 	}
@@ -293,6 +296,15 @@ func loopbackOf(a net.Addr) string {
 		return t.IP.String()
 	}
 	return "127.0.0.1"
+}
+
+// private refuses a directory into which others could put something.
+func private(dir string) error {
+	info, err := os.Stat(dir)
+	if err == nil && info.Mode().Perm()&0o022 != 0 {
+		err = fmt.Errorf("others may write into %s (mode %v): chmod 700 it, and make sure that nobody has", dir, info.Mode().Perm())
+	}
+	return err
 }
 
 // lockDir keeps a second process out of the directory.

@@ -1,0 +1,80 @@
+package control
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+	"rehost/awsapi/mgn"
+)
+
+var update = flag.Bool("update", false, "write docs/api-coverage.md anew")
+
+const coverage = "../docs/api-coverage.md"
+
+// TestCoverage holds docs/api-coverage.md and what is registered together.
+func TestCoverage(t *testing.T) {
+	s := awsapi.New(awsapi.Options{Region: "us-east-1"}, mgn.Service, formgn.Service)
+	(&Service{}).Register(s)
+	want := coverageText(s)
+	if *update {
+		if err := os.WriteFile(coverage, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(coverage)
+	if err != nil || string(got) != want {
+		t.Errorf("%s is not what is built (%v): go test ./control -run TestCoverage -update", coverage, err)
+	}
+}
+
+func coverageText(s *awsapi.Server) string {
+	var b strings.Builder
+	built := func(service *awsapi.Service) (n int) {
+		for _, op := range service.Operations {
+			if s.Handles(op) {
+				n++
+			}
+		}
+		return n
+	}
+	b.WriteString("# API coverage\n\nMade from the operation tables by `go test ./control -run TestCoverage -update`; a test holds both together.\n\n" +
+		"Every operation of the model is routed. One that is not built answers `NotImplementedException` (HTTP 501) to whoever has\n" +
+		"signed the call; to others no operation answers anything. Requests of those that are built are validated against the model\n" +
+		"and authorized before anything is done.\n")
+	for _, part := range []struct {
+		title   string
+		service *awsapi.Service
+	}{
+		{"Application Migration Service", mgn.Service},
+		{"Agents, installers and replication servers", formgn.Service},
+	} {
+		fmt.Fprintf(&b, "\n## %s\n\n%d of %d operations are built.\n\n| operation | request | state |\n|---|---|---|\n",
+			part.title, built(part.service), len(part.service.Operations))
+		for _, op := range part.service.Operations {
+			state := "built"
+			if !s.Handles(op) {
+				state = "answers NotImplementedException"
+			}
+			fmt.Fprintf(&b, "| %s | `%s %s` | %s |\n", op.Name, op.Method, op.URI, state)
+		}
+	}
+	b.WriteString(limits)
+	return b.String()
+}
+
+// limits is what the table cannot say.
+const limits = `
+## What is built and does less
+
+- DescribeSourceServers: the filters applicationIDs and replicationTypes other than AGENT_BASED find nothing.
+- UpdateLaunchConfiguration and launch templates: launchDisposition STOPPED and post-launch actions are refused with a
+  ValidationException; right-sizing and licensing are kept and have no effect.
+- StartTest and StartCutover: the newest consistent recovery point is launched; the API has no way to name another.
+- UpdateReplicationConfiguration: staging disk types, subnets and security groups are kept and have no effect.
+- UpdateSourceServer: the connector action is kept and has no effect.
+`
