@@ -94,18 +94,18 @@ func (w *world) serve() {
 
 // installed is what `rehost-agent install` says, and whether it did it. args
 // come last and win.
-func (w *world) installed(state string, env []string, disks []*fault.Disk, args ...string) (out string, err error) {
+func (w *world) installed(state string, env []string, devices string, args ...string) (out string, err error) {
+	return w.command(env, "rehost-agent", append([]string{"install", "--state-dir", state, "--endpoint", w.service.Endpoint, "--region", site.Region,
+		"--no-prompt", "--no-service", "--force-volumes", "--devices", devices}, args...)...)
+}
+
+func (w *world) fingerprint() string {
 	w.t.Helper()
-	fingerprint, err := w.service.Fingerprint()
+	f, err := w.service.Fingerprint()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	var paths []string
-	for _, d := range disks {
-		paths = append(paths, d.Path)
-	}
-	return w.command(env, "rehost-agent", append([]string{"install", "--state-dir", state, "--endpoint", w.service.Endpoint, "--region", site.Region,
-		"--no-prompt", "--no-service", "--force-volumes", "--devices", strings.Join(paths, ","), "--ca-fingerprint", fingerprint}, args...)...)
+	return f
 }
 
 // command runs one of the programs to its end.
@@ -130,7 +130,11 @@ func (w *world) installer() []string {
 // install installs the agent and starts it.
 func (w *world) install(disks []*fault.Disk) {
 	w.t.Helper()
-	if out, err := w.installed(w.state, w.installer(), disks); err != nil {
+	var paths []string
+	for _, d := range disks {
+		paths = append(paths, d.Path)
+	}
+	if out, err := w.installed(w.state, w.installer(), strings.Join(paths, ","), "--ca-fingerprint", w.fingerprint()); err != nil {
 		w.t.Fatalf("install: %v: %s", err, out)
 	}
 	w.runAgent()

@@ -43,16 +43,19 @@ type file interface {
 }
 
 // osFS is the operating system's.
-type osFS struct{}
+type osFS struct{ reserve int64 }
 
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	reserve int64 // of the file system, that Allocate leaves free
+}
 
-func (osFS) Create(name string, direct bool) (file, error) {
+func (o osFS) Create(name string, direct bool) (file, error) {
 	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
 	if direct {
 		f, err := os.OpenFile(name, flags|unix.O_DIRECT, 0o600)
 		if err == nil {
-			return osFile{f}, nil
+			return osFile{f, o.reserve}, nil
 		}
 		if !errors.Is(err, unix.EINVAL) {
 			return nil, err
@@ -63,17 +66,17 @@ func (osFS) Create(name string, direct bool) (file, error) {
 		}
 	}
 	f, err := os.OpenFile(name, flags, 0o600)
-	return osFile{f}, err
+	return osFile{f, o.reserve}, err
 }
 
 func (osFS) Open(name string) (file, error) {
 	f, err := os.Open(name)
-	return osFile{f}, err
+	return osFile{f, 0}, err
 }
 
 func (osFS) OpenWrite(name string) (file, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	return osFile{f}, err
+	return osFile{f, 0}, err
 }
 
 func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
@@ -126,11 +129,26 @@ func (f osFile) Allocate(size int64) error {
 	if err != nil {
 		return err
 	}
+	if err := f.room(size - old); err != nil {
+		return err
+	}
 	err = unix.Fallocate(int(f.Fd()), 0, old, size-old)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
 	}
 	return nil // not supported here: writes will allocate
+}
+
+// room is ENOSPC where n more bytes would leave less than the reserve.
+func (f osFile) room(n int64) error {
+	var st unix.Statfs_t
+	if f.reserve == 0 || unix.Fstatfs(int(f.Fd()), &st) != nil {
+		return nil
+	}
+	if free := int64(st.Bavail) * st.Bsize; free-n < f.reserve {
+		return &os.PathError{Op: "leave room beside", Path: f.Name(), Err: unix.ENOSPC}
+	}
+	return nil
 }
 
 func (f osFile) Sync() error {

@@ -20,6 +20,7 @@ import (
 type Options struct {
 	ReadOnly    bool         // write nothing, take no lock: beside a live writer, or on a read-only mount
 	SegmentSize int64        // bytes, after which a segment is sealed; 512 MiB if zero
+	Reserve     int64        // bytes of the file system that are left free for others: less is [ErrFull]
 	Logger      *slog.Logger // of what recovery dropped; nowhere if nil
 
 	fs        fileSystem
@@ -58,7 +59,7 @@ func Open(dir string, keys Keyring, opts Options) (*Store, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	if opts.fs == nil {
-		opts.fs = osFS{}
+		opts.fs = osFS{opts.Reserve}
 	}
 	if !opts.ReadOnly {
 		if err := opts.fs.MakeDir(dir); err != nil {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"rehost/block"
@@ -124,7 +125,18 @@ func openStore(data string, log *slog.Logger) (*store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(filepath.Join(data, "store"), keys, store.Options{Logger: log})
+	return store.Open(filepath.Join(data, "store"), keys, store.Options{Logger: log, Reserve: reserve(data)})
+}
+
+// reserve is what replicas leave free of the file system that dir is on: a
+// twentieth, at most 1 GiB. The database beside them must be able to say that
+// the disk is full.
+func reserve(dir string) int64 {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0
+	}
+	return min(1<<30, int64(st.Blocks)*st.Bsize/20)
 }
 
 // replicas is the store as the control plane reads it.

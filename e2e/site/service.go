@@ -84,15 +84,19 @@ func Serve(ctx context.Context, c Config) (*Service, error) {
 }
 
 // Client is the stock AWS SDK with the CA that the service wrote at its first start.
-func (s *Service) Client(keys aws.CredentialsProvider) (*mgn.Client, error) {
+func (s *Service) Client(keys aws.CredentialsProvider, options ...func(*mgn.Options)) (*mgn.Client, error) {
 	roots, err := s.Roots()
 	if err != nil {
 		return nil, err
 	}
-	return mgn.New(mgn.Options{
+	o := mgn.Options{
 		Region: Region, BaseEndpoint: aws.String(s.Endpoint), Credentials: keys,
 		HTTPClient: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}},
-	}), nil
+	}
+	for _, set := range options {
+		set(&o)
+	}
+	return mgn.New(o), nil
 }
 
 // Roots are what a client of the service has to believe.
