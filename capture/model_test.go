@@ -574,14 +574,14 @@ func TestModel(t *testing.T) {
 	for i := range variants {
 		v := &variants[i]
 		t.Run(v.name, func(t *testing.T) {
-			n := number("REHOST_MODEL_SEEDS", 40)
+			n := number("REHOST_MODEL_SEEDS", 20)
 			if raceEnabled { // the model is one goroutine: there are no races to find
 				if n = 2; v.mutant {
 					t.Skip("SKIPPED: mutations need more seeds than the race detector has time for; run without -race")
 				}
 			}
 			if v.mutant {
-				n *= 30 // and fewer, as soon as it is caught
+				n *= 60 // and fewer, as soon as it is caught
 			}
 			points, progress, done := 0, 0, int64(0)
 			for seed := from; seed < from+n; seed++ {

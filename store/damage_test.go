@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -360,6 +361,83 @@ func FuzzSegment_Load(f *testing.F) {
 			}
 			if err == nil {
 				s.verify(t.Context(), c, &Report{})
+			}
+		}
+	})
+}
+
+// FuzzSegment_Replay: a segment that authenticates may still say anything. What
+// the records amount to must be the same whether it is sealed or not, and no two
+// pieces of a point may overlap.
+func FuzzSegment_Replay(f *testing.F) {
+	key := make([]byte, dataKeySize)
+	h := segmentHeader{number: 1, session: 1, first: 1}
+	log := func(list ...record) (b []byte) {
+		for _, r := range list {
+			var head [recordSize]byte
+			r.encode(head[:])
+			b = append(b, head[:]...)
+		}
+		return b
+	}
+	run := func(epoch block.Seq, ordinal, start, count uint64) record {
+		return record{kind: kindRun, extent: block.Extent{Start: start, Count: count}, epoch: epoch, ordinal: ordinal}
+	}
+	f.Add(log(run(1, 0, 5, 9), run(1, 1, 7, 2), record{kind: kindCommit, epoch: 1, ordinal: 2}, run(2, 0, 0, 1<<32-1),
+		record{kind: kindCommit, epoch: 2, ordinal: 1}, record{kind: kindRetract, epoch: 1}, record{kind: kindCommit, epoch: 3}))
+	f.Add(log(run(1, 0, 5, 9), run(1, 0, 5, 9), record{kind: kindCommit, epoch: 1, ordinal: 2}))
+	f.Fuzz(func(t *testing.T, heads []byte) {
+		head, cipher := h.encode(key)
+		data, c := slices.Clone(head), contents{end: align}
+		for ; len(heads) >= recordSize && len(data) < 64<<10; heads = heads[recordSize:] {
+			r, err := decodeRecord(heads)
+			if err != nil || r.length > 2*align || r.durable > uint64(len(data)) {
+				continue
+			}
+			sealed, off := make([]byte, r.size()), uint64(len(data))
+			cipher.seal(sealed, r, anyPayload[:r.length], off)
+			data = append(data, sealed...)
+			c.add(located{r, off})
+			c.end = uint64(len(data))
+		}
+		var histories []history
+		for _, sealed := range []bool{false, true} {
+			cfs := newCrashFS(nil)
+			cfs.root["d/00000001.seg"] = &inode{data: slices.Clone(data)}
+			if sealed {
+				file, err := cfs.OpenWrite("d/00000001.seg")
+				if err == nil {
+					err = finish(file, cipher, c)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, err := openSegment(cfs, "d", "s", 1, key, hexID{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.load(sealed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got.entries, c.entries) || !slices.Equal(got.marks, c.marks) {
+				t.Fatalf("sealed %v: loaded %v, want %v", sealed, got, c)
+			}
+			var hist history
+			if err := got.replay(&hist, s); err != nil && !errors.As(err, new(*CorruptError)) {
+				t.Fatalf("got %v, want a CorruptError", err)
+			}
+			histories = append(histories, hist)
+		}
+		if !reflect.DeepEqual(histories[0].commits, histories[1].commits) {
+			t.Fatalf("unsealed %v, sealed %v", histories[0].commits, histories[1].commits)
+		}
+		for _, commit := range histories[0].commits {
+			for i := 1; i < len(commit.pieces); i++ {
+				if a, b := commit.pieces[i-1], commit.pieces[i]; a.disk > b.disk || a.disk == b.disk && a.end() > b.start {
+					t.Fatalf("point %v: %v and %v overlap", commit.point.Seq, a, b)
+				}
 			}
 		}
 	})

@@ -31,10 +31,77 @@ func (p piece) cut(lo, hi uint64) piece {
 	return p
 }
 
-// staged is a run of an epoch that is not committed.
+// staged is a run of an epoch that is not committed, or what later runs of the
+// epoch have left of it.
 type staged struct {
 	ordinal uint64
 	piece   piece
+}
+
+// thinAt is how many staged runs are kept before hidden ones are looked for.
+const thinAt = 1 << 16
+
+// An openEpoch is one that is not committed. A load that the agent's reads do not
+// keep up with keeps it open for hours, in which the same blocks come again and
+// again: what they hide is dropped, so that memory follows the blocks that
+// changed and not the runs that came.
+type openEpoch struct {
+	runs  uint64              // that came
+	next  uint64              // all below this number have come,
+	ahead map[uint64]struct{} // and these above it
+	twice bool                // two have the number again
+	again uint64
+	list  []staged
+	full  int // length of list at which it is thinned
+}
+
+func (o *openEpoch) add(s staged) {
+	o.runs++
+	o.count(s.ordinal)
+	if len(o.list) >= max(o.full, thinAt) {
+		o.list = thin(o.list)
+		o.full = 2 * len(o.list)
+	}
+	o.list = append(o.list, s)
+}
+
+// count finds numbers that were given twice.
+func (o *openEpoch) count(ordinal uint64) {
+	if _, there := o.ahead[ordinal]; there || ordinal < o.next {
+		o.twice, o.again = true, ordinal
+		return
+	}
+	if ordinal > o.next {
+		if o.ahead == nil {
+			o.ahead = map[uint64]struct{}{}
+		}
+		o.ahead[ordinal] = struct{}{}
+		return
+	}
+	for there := true; there; _, there = o.ahead[o.next] {
+		delete(o.ahead, o.next)
+		o.next++
+	}
+}
+
+// thin drops what is hidden by runs of higher numbers.
+func thin(list []staged) []staged {
+	pieces, from := overlay(inOrder(list))
+	out := make([]staged, len(pieces))
+	for i, p := range pieces {
+		out[i] = staged{list[from[i]].ordinal, p}
+	}
+	return out
+}
+
+// inOrder sorts runs by their numbers.
+func inOrder(list []staged) []piece {
+	slices.SortFunc(list, func(a, b staged) int { return cmp.Compare(a.ordinal, b.ordinal) })
+	pieces := make([]piece, len(list))
+	for i, s := range list {
+		pieces[i] = s.piece
+	}
+	return pieces
 }
 
 // committed is a recovery point and what its epoch changed: pieces in order of
@@ -50,19 +117,24 @@ type committed struct {
 type history struct {
 	commits []committed // in order of their epochs
 	session uint64      // the one that wrote what is staged
-	staged  map[block.Seq][]staged
+	staged  map[block.Seq]*openEpoch
 }
 
 // begin tells that what follows was written by session. What an earlier one left
 // uncommitted will never be committed.
 func (h *history) begin(session uint64) {
 	if session != h.session || h.staged == nil {
-		h.session, h.staged = session, map[block.Seq][]staged{}
+		h.session, h.staged = session, map[block.Seq]*openEpoch{}
 	}
 }
 
 func (h *history) run(seg uint64, e indexEntry) {
-	h.staged[e.epoch] = append(h.staged[e.epoch], staged{e.ordinal, piece{
+	o := h.staged[e.epoch]
+	if o == nil {
+		o = &openEpoch{}
+		h.staged[e.epoch] = o
+	}
+	o.add(staged{e.ordinal, piece{
 		start: e.extent.Start, count: uint32(e.extent.Count), disk: e.extent.Disk,
 		seg: uint32(seg), offset: e.offset, length: e.length, zero: e.codec == block.Zero,
 	}})
@@ -115,24 +187,28 @@ func (h *history) retract(after block.Seq) {
 
 // resolve checks that runs of an epoch are all there, and settles which of them
 // holds each block: of two, the one with the higher ordinal.
-func resolve(list []staged, runs uint64) ([]piece, error) {
-	if uint64(len(list)) != runs {
-		return nil, fmt.Errorf("%w: %d runs of %d", ErrIncomplete, len(list), runs)
+func resolve(o *openEpoch, runs uint64) ([]piece, error) {
+	if o == nil {
+		o = &openEpoch{}
 	}
-	slices.SortFunc(list, func(a, b staged) int { return cmp.Compare(a.ordinal, b.ordinal) })
-	pieces := make([]piece, len(list))
-	for i, s := range list {
-		if i > 0 && s.ordinal == list[i-1].ordinal {
-			return nil, fmt.Errorf("%w: two runs are number %d", ErrIncomplete, s.ordinal)
-		}
-		pieces[i] = s.piece
+	if o.runs != runs {
+		return nil, fmt.Errorf("%w: %d runs of %d", ErrIncomplete, o.runs, runs)
 	}
-	return flatten(pieces), nil
+	if o.twice {
+		return nil, fmt.Errorf("%w: two runs are number %d", ErrIncomplete, o.again)
+	}
+	return flatten(inOrder(o.list)), nil
 }
 
 // flatten returns the pieces that are seen when each of list hides what stands
 // before it in the list: in order of disk and block, none overlapping.
 func flatten(list []piece) []piece {
+	out, _ := overlay(list)
+	return slices.Clip(out)
+}
+
+// overlay is flatten, and says which of list each piece was cut from.
+func overlay(list []piece) (out []piece, origin []int32) {
 	order := make([]int32, len(list))
 	for i := range order {
 		order[i] = int32(i)
@@ -140,7 +216,7 @@ func flatten(list []piece) []piece {
 	slices.SortFunc(order, func(a, b int32) int {
 		return cmp.Or(cmp.Compare(list[a].disk, list[b].disk), cmp.Compare(list[a].start, list[b].start))
 	})
-	out := make([]piece, 0, len(list))
+	out, origin = make([]piece, 0, len(list)), make([]int32, 0, len(list))
 	var active topmost // pieces that begin at or before pos and may cover it
 	var disk block.DiskID
 	var pos uint64
@@ -165,11 +241,11 @@ func flatten(list []piece) []piece {
 		if top == from {
 			out[len(out)-1].count += uint32(until - pos)
 		} else {
-			out = append(out, list[top].cut(pos, until))
+			out, origin = append(out, list[top].cut(pos, until)), append(origin, top)
 		}
 		pos, from = until, top
 	}
-	return slices.Clip(out)
+	return out, origin
 }
 
 // topmost is a heap of positions in a list, the last one first. It is not

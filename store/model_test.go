@@ -186,7 +186,7 @@ func (m *model) fresh() {
 func (m *model) commit() error {
 	seq := m.next
 	// Whatever an earlier step staged for this epoch has to be out of the way.
-	if len(m.w.hist.staged[seq]) > 0 {
+	if m.w.hist.staged[seq] != nil {
 		m.fresh()
 		if m.w == nil {
 			return errors.New("no session")

@@ -300,6 +300,64 @@ func TestReplica_Restarted(t *testing.T) {
 	check(4, whole, 0)
 }
 
+// TestHistory_NotConverging: an epoch stays open while the same blocks come
+// again and again, not quite in order. What is kept of it follows the blocks, the
+// content is that of the highest number, and a number given twice is found.
+func TestHistory_NotConverging(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	const blocks, runs = 500, 4 * thinAt
+	order := make([]uint64, runs)
+	for i := range order {
+		order[i] = uint64(i)
+	}
+	for i := 0; i+4096 <= runs; i += 2048 { // as connections overtake each other
+		r.Shuffle(4096, func(a, b int) { order[i+a], order[i+b] = order[i+b], order[i+a] })
+	}
+	var h history
+	h.begin(1)
+	extents, most := make([]block.Extent, runs), 0
+	for i := range extents {
+		start := r.Uint64N(blocks)
+		extents[i] = block.Extent{Disk: 1, Start: start, Count: 1 + r.Uint64N(min(8, blocks-start))}
+	}
+	for _, n := range order {
+		h.run(1, indexEntry{extent: extents[n], epoch: 1, ordinal: n, offset: n})
+		most = max(most, len(h.staged[1].list))
+	}
+	if most > thinAt+2*blocks {
+		t.Errorf("%d pieces were kept for %d blocks", most, blocks)
+	}
+	if n := len(h.staged[1].ahead); n != 0 {
+		t.Errorf("%d numbers are still waited for", n)
+	}
+	pieces, err := resolve(h.staged[1], runs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest := map[uint64]uint64{}
+	for n, e := range extents {
+		for b := e.Start; b < e.End(); b++ {
+			newest[b] = uint64(n)
+		}
+	}
+	for _, p := range pieces {
+		for b := p.start; b < p.end(); b++ {
+			if want := newest[b]; p.offset != want || extents[want].Start+uint64(p.skip) != p.start {
+				t.Fatalf("block %d is of run %d, want %d", b, p.offset, want)
+			}
+			delete(newest, b)
+		}
+	}
+	if len(newest) > 0 {
+		t.Errorf("%d blocks are missing", len(newest))
+	}
+	h.run(1, indexEntry{extent: extents[0], epoch: 1, ordinal: order[7]})
+	_, err = resolve(h.staged[1], runs+1)
+	want(t, "a number given twice", err, ErrIncomplete)
+}
+
 func TestReplica_Disks(t *testing.T) {
 	r, err := newStore(t, t.TempDir()).Create(t.Context(), "s-1", testDisks[:1], "")
 	if err != nil {

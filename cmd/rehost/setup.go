@@ -179,6 +179,9 @@ func (r replicas) Open(ctx context.Context, id string, seq block.Seq) (control.V
 	if err != nil {
 		return nil, err
 	}
+	if !v.Point().Consistent() { // nothing is started from such a point, whoever asks
+		return nil, fmt.Errorf("open point %v of replica %s: it is not crash-consistent: %w", seq, id, store.ErrNoPoint)
+	}
 	return view{v}, nil
 }
 

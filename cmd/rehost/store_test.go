@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,6 +74,35 @@ func makeStore(t *testing.T, dir string) {
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestReplicas_Launchable: the control plane is offered consistent points, and
+// gets no others even where it asks for them.
+func TestReplicas_Launchable(t *testing.T) {
+	dir := t.TempDir()
+	makeStore(t, dir)
+	keys, err := store.OpenKeyFile(filepath.Join(dir, "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(filepath.Join(dir, "store"), keys, store.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r := replicas{s}
+	points, err := r.Points(t.Context(), "s-1")
+	if err != nil || len(points) != 1 || points[0].Seq != 2 {
+		t.Errorf("got %v, %v, want the second point only", points, err)
+	}
+	for seq := block.Seq(1); seq <= 3; seq++ {
+		switch _, err := r.Open(t.Context(), "s-1", seq); {
+		case seq == 2 && err != nil:
+			t.Error(err)
+		case seq != 2 && !errors.Is(err, store.ErrNoPoint):
+			t.Errorf("point %v: got %v, want %v", seq, err, store.ErrNoPoint)
+		}
 	}
 }
 
