@@ -249,7 +249,7 @@ func TestServe(t *testing.T) {
 			t.Errorf("step %s is %s", step.Name, step.Status)
 		}
 	}
-	if aws.ToString(got.DataReplicationInfo.LagDuration) == "" || got.DataReplicationInfo.DataReplicationState != "INITIAL_SYNC" {
+	if aws.ToString(got.DataReplicationInfo.LagDuration) == "" || got.DataReplicationInfo.DataReplicationState != "CONTINUOUS" {
 		t.Errorf("data replication is %+v", got.DataReplicationInfo)
 	}
 	first := s.Generation()
