@@ -56,6 +56,17 @@ func openReplica(ctx context.Context, s *Store, id string) (*Replica, error) {
 	return r, nil
 }
 
+// replaced reports whether another process has deleted the replica, and perhaps
+// made a new one of the same name. What cannot be read says nothing.
+func (r *Replica) replaced() bool {
+	buf, err := readAll(r.store.opts.fs, filepath.Join(r.dir, keyName), maxMeta)
+	if err != nil {
+		return isNotExist(err)
+	}
+	doc, err := unmarshal[keyDocument](buf)
+	return err == nil && doc.Replica != r.replica
+}
+
 // ID is the source server's id.
 func (r *Replica) ID() string { return r.id }
 

@@ -191,8 +191,13 @@ func (s *Store) Replica(ctx context.Context, id string) (*Replica, error) {
 }
 
 func (s *Store) open(ctx context.Context, id string) (*Replica, error) {
-	if r := s.replicas[id]; r != nil {
+	if r := s.replicas[id]; r != nil && !r.replaced() {
 		return r, nil
+	} else if r != nil { // another process has deleted it, and perhaps made a new one
+		delete(s.replicas, id)
+		if err := r.close(ErrFenced); err != nil {
+			s.opts.Logger.Warn("close what was deleted", "replica", id, "err", err)
+		}
 	}
 	r, err := openReplica(ctx, s, id)
 	if err != nil {
