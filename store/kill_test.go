@@ -127,7 +127,7 @@ func TestReplica_Kill(t *testing.T) {
 	}
 	defer s.Close()
 	kills := 20
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		kills = 5
 	}
 	var acked block.Seq
