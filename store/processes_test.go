@@ -37,7 +37,7 @@ func TestTwoProcesses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.Commit(t.Context(), block.Point{Seq: 1}, 0, Consistent); err != nil {
+		if err := w.Commit(t.Context(), block.Point{Seq: 1}, 0, block.Consistent); err != nil {
 			t.Fatal(err)
 		}
 		seen, err := service.Replica(t.Context(), "s-1")
