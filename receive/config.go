@@ -50,7 +50,7 @@ type Progress struct {
 
 	Consistent bool   // the last epoch was crash-consistent
 	Epochs     uint64 // committed in this session
-	Bytes      int64  // of payload received in this session
+	Bytes      int64  // of runs received in this session, zeros counted by their frames
 }
 
 // A Controller decides and is told. Its methods may be called at once for

@@ -193,7 +193,7 @@ func (x *session) stage(r wire.Run) error {
 	if err := x.writer.Append(x.ctx, r.Epoch, r.Ordinal, r.Run); err != nil {
 		return &storeError{err}
 	}
-	x.bytes.Add(int64(len(r.Run.Payload)))
+	x.bytes.Add(r.Size())
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.runs[r.Epoch]++

@@ -193,6 +193,10 @@ func decodeError(body []byte) (Message, error) {
 	return e, decodeJSON(body, e)
 }
 
+// Size returns the bytes that the frame takes on the wire. A run of zeros has
+// no payload, but a size.
+func (r Run) Size() int64 { return int64(headerSize + runHeaderSize + len(r.Run.Payload)) }
+
 func (r Run) appendHeader(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Epoch))
 	b = binary.BigEndian.AppendUint64(b, r.Ordinal)
