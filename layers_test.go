@@ -24,8 +24,9 @@ var layers = map[string][]string{
 	"launch":              {"block"},
 	"launch/qemu":         {"block", "launch"},
 	"launch/launchtest":   {"export", "launch"},
-	"identity":            nil,
-	"awsapi":              {"identity"},
+	"identity/policy":     nil,
+	"identity":            {"identity/policy"},
+	"awsapi":              {"identity", "identity/policy"},
 	"awsapi/mgn":          {"awsapi"},
 	"awsapi/formgn":       {"awsapi"},
 	"awsapi/generate":     nil,
@@ -49,7 +50,7 @@ var layers = map[string][]string{
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "cmd/rehost-agent"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "cmd/rehost-agent"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()

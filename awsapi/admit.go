@@ -8,7 +8,7 @@ import (
 	"io"
 	"strings"
 
-	"rehost/identity"
+	"rehost/identity/policy"
 )
 
 // maxAudited is how many resources an audit line names.
@@ -114,7 +114,7 @@ func (c *call) authorize(in any) error {
 	return nil
 }
 
-func (c *call) allow(action, arn string, circumstances identity.Context) error {
+func (c *call) allow(action, arn string, circumstances policy.Context) error {
 	decision := c.server.Identity.Authorize(c.caller.Principal, action, arn, circumstances)
 	c.reason = decision.Reason
 	if decision.Allowed {
@@ -150,8 +150,8 @@ func (c *call) arn(kind, id string) string {
 }
 
 // circumstances collects what conditions can ask about the request.
-func (c *call) circumstances(in any) (identity.Context, error) {
-	out := identity.Context{}
+func (c *call) circumstances(in any) (policy.Context, error) {
+	out := policy.Context{}
 	out.Set("aws:RequestedRegion", c.server.Region)
 	out.Set("aws:SecureTransport", fmt.Sprint(c.request.TLS != nil))
 	if c.caller.SourceIP.IsValid() {
@@ -178,8 +178,8 @@ func (c *call) circumstances(in any) (identity.Context, error) {
 	return out, nil
 }
 
-func cloneContext(c identity.Context) identity.Context {
-	out := make(identity.Context, len(c)+8)
+func cloneContext(c policy.Context) policy.Context {
+	out := make(policy.Context, len(c)+8)
 	for key, values := range c {
 		out[key] = values
 	}

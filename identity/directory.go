@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"rehost/identity/policy"
 )
 
 // A Directory holds one account with its users, roles, keys and policies, all
@@ -28,21 +30,21 @@ type Directory struct {
 	users       map[string]*heldUser
 	roles       map[string]*heldRole
 	keys        map[string]AccessKey
-	policies    map[string]*Document // managed ones, by ARN
+	policies    map[string]*policy.Document // managed ones, by ARN
 	revocations map[string]revocation
 }
 
 // A heldUser is a user together with its parsed policies.
 type heldUser struct {
 	User
-	layers []layer
+	layers []policy.Layer
 }
 
 // A heldRole is a role together with its parsed policies.
 type heldRole struct {
 	Role
-	trust  *Document
-	layers []layer
+	trust  *policy.Document
+	layers []policy.Layer
 }
 
 // An Options says what a directory stands on.
@@ -61,7 +63,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 	d := &Directory{
 		store: o.Store, key: o.Key, now: o.Now,
 		users: map[string]*heldUser{}, roles: map[string]*heldRole{}, keys: map[string]AccessKey{},
-		policies: map[string]*Document{}, revocations: map[string]revocation{},
+		policies: map[string]*policy.Document{}, revocations: map[string]revocation{},
 	}
 	maps.Copy(d.policies, managed())
 	var users []User
@@ -81,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		case KindPolicy:
 			var p Policy
 			if err = json.Unmarshal(value, &p); err == nil {
-				d.policies[name], err = ParseDocument(IdentityDocument, name, p.Document)
+				d.policies[name], err = policy.Parse(policy.Identity, name, p.Document)
 			}
 		case KindRevocation:
 			var r revocation
@@ -124,7 +126,7 @@ func (d *Directory) holdUser(u User) (*heldUser, error) {
 }
 
 func (d *Directory) holdRole(r Role) (*heldRole, error) {
-	trust, err := ParseDocument(TrustDocument, "the trust policy", r.Trust)
+	trust, err := policy.Parse(policy.Trust, "the trust policy", r.Trust)
 	if err != nil {
 		return nil, err
 	}
@@ -133,29 +135,29 @@ func (d *Directory) holdRole(r Role) (*heldRole, error) {
 }
 
 // layers parses what a user or role may do.
-func (d *Directory) layers(attached []string, inline map[string]string, boundary string) ([]layer, error) {
-	own := layer{name: "identity policies"}
+func (d *Directory) layers(attached []string, inline map[string]string, boundary string) ([]policy.Layer, error) {
+	own := policy.Layer{Name: "identity policies"}
 	for _, arn := range attached {
 		doc := d.policies[arn]
 		if doc == nil {
 			return nil, fmt.Errorf("policy %s: %w", arn, ErrNotFound)
 		}
-		own.documents = append(own.documents, doc)
+		own.Documents = append(own.Documents, doc)
 	}
 	for _, name := range slices.Sorted(maps.Keys(inline)) {
-		doc, err := ParseDocument(IdentityDocument, "inline policy "+name, inline[name])
+		doc, err := policy.Parse(policy.Identity, "inline policy "+name, inline[name])
 		if err != nil {
 			return nil, fmt.Errorf("inline policy %s: %w", name, err)
 		}
-		own.documents = append(own.documents, doc)
+		own.Documents = append(own.Documents, doc)
 	}
-	out := []layer{own}
+	out := []policy.Layer{own}
 	if boundary != "" {
 		doc := d.policies[boundary]
 		if doc == nil {
 			return nil, fmt.Errorf("permissions boundary %s: %w", boundary, ErrNotFound)
 		}
-		out = append(out, layer{name: "permissions boundary", documents: []*Document{doc}})
+		out = append(out, policy.Layer{Name: "permissions boundary", Documents: []*policy.Document{doc}})
 	}
 	return out, nil
 }
@@ -336,7 +338,7 @@ func (d *Directory) CreatePolicy(ctx context.Context, p Policy) (string, error) 
 	case taken(d.policies, arn):
 		return "", fmt.Errorf("create policy %s: %w", p.Name, ErrExists)
 	}
-	doc, err := ParseDocument(IdentityDocument, p.Name, p.Document)
+	doc, err := policy.Parse(policy.Identity, p.Name, p.Document)
 	if err != nil {
 		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
 	}
@@ -425,9 +427,9 @@ func (d *Directory) Authenticate(_ context.Context, accessKeyID, sessionToken st
 // Authorize decides whether the principal may do the action to the resource,
 // an ARN or "*". The context holds the circumstances of the request; what is
 // known of the principal and the time is added to it.
-func (d *Directory) Authorize(p *Principal, action, resource string, c Context) Decision {
+func (d *Directory) Authorize(p *Principal, action, resource string, c policy.Context) policy.Decision {
 	if c == nil {
-		c = Context{}
+		c = policy.Context{}
 	}
 	p.context(c)
 	now := d.now().UTC()
@@ -435,13 +437,13 @@ func (d *Directory) Authorize(p *Principal, action, resource string, c Context) 
 	c.Set("aws:EpochTime", fmt.Sprint(now.Unix()))
 	layers, err := d.layersOf(p)
 	if err != nil {
-		return Decision{Explicit: true, Reason: err.Error()}
+		return policy.Decision{Explicit: true, Reason: err.Error()}
 	}
-	return decide(layers, request{action: action, resource: resource, context: c})
+	return policy.Decide(layers, policy.Request{Action: action, Resource: resource, Context: c})
 }
 
 // layersOf collects the policies of a principal; one that is gone has none.
-func (d *Directory) layersOf(p *Principal) ([]layer, error) {
+func (d *Directory) layersOf(p *Principal) ([]policy.Layer, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if p.Kind == UserPrincipal {
@@ -457,13 +459,13 @@ func (d *Directory) layersOf(p *Principal) ([]layer, error) {
 	if len(p.sessionPolicies) == 0 {
 		return role.layers, nil
 	}
-	session := layer{name: "session policies"}
+	session := policy.Layer{Name: "session policies"}
 	for _, text := range p.sessionPolicies {
-		doc, err := ParseDocument(IdentityDocument, "session policy", text)
+		doc, err := policy.Parse(policy.Identity, "session policy", text)
 		if err != nil {
 			return nil, err
 		}
-		session.documents = append(session.documents, doc)
+		session.Documents = append(session.Documents, doc)
 	}
 	return append(slices.Clone(role.layers), session), nil
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"rehost/identity/policy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -147,7 +149,7 @@ func TestDirectory_Session(t *testing.T) {
 		t.Errorf("another server: %+v", d)
 	}
 	// A caller's own word does not replace what the token says.
-	forged := Context{}
+	forged := policy.Context{}
 	forged.Set("aws:SourceIdentity", "s-00000000000000002")
 	if d := w.Authorize(p, "mgn:GetAgentCommandForMgn", own[:len(own)-1]+"2", forged); d.Allowed {
 		t.Errorf("forged context: %+v", d)
@@ -376,7 +378,7 @@ func TestDirectory_OpenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Open(ctx, Options{Store: w.store, Key: w.key})
-	if e := (*DocumentError)(nil); !errors.As(err, &e) {
+	if e := (*policy.Error)(nil); !errors.As(err, &e) {
 		t.Errorf("got %v", err)
 	}
 }

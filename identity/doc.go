@@ -3,11 +3,10 @@
 // In come an access key id and a session token, out comes the [Principal] that
 // they stand for and the secret that its signature must be made with; in come
 // a principal, an action, a resource and the circumstances, out comes a
-// [Decision] that says why.
+// [policy.Decision] that says why.
 //
 // A [Directory] holds the account, its users and roles, their access keys and
-// policies. Policies are documents in the language of AWS IAM; whatever this
-// package does not understand in one, it refuses when the document is loaded
-// and never while it is applied. Temporary credentials are sealed into their
+// policies. Policies are documents in the language of AWS IAM, which package
+// [policy] reads and applies. Temporary credentials are sealed into their
 // session token and need no storage; they can be revoked nevertheless.
 package identity

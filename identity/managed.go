@@ -6,6 +6,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"rehost/identity/policy"
 )
 
 //go:embed policies/*.json
@@ -40,8 +42,8 @@ func ManagedPolicy(name string) string {
 
 // managed parses the built-in policies, by ARN. They are part of the program,
 // so a mistake in one is a mistake of ours.
-func managed() map[string]*Document {
-	out := map[string]*Document{}
+func managed() map[string]*policy.Document {
+	out := map[string]*policy.Document{}
 	entries, err := managedText.ReadDir("policies")
 	if err != nil {
 		panic(err)
@@ -52,7 +54,7 @@ func managed() map[string]*Document {
 			panic(err)
 		}
 		name := strings.TrimSuffix(e.Name(), path.Ext(e.Name()))
-		doc, err := ParseDocument(IdentityDocument, name, string(text))
+		doc, err := policy.Parse(policy.Identity, name, string(text))
 		if err != nil {
 			panic(fmt.Sprintf("built-in policy %s: %v", name, err))
 		}

@@ -1,6 +1,10 @@
 package identity
 
-import "time"
+import (
+	"time"
+
+	"rehost/identity/policy"
+)
 
 // An Account is what everything belongs to; there is one.
 type Account struct {
@@ -86,7 +90,7 @@ type Principal struct {
 func (p *Principal) Temporary() bool { return !p.Expires.IsZero() }
 
 // context puts what is known of the principal.
-func (p *Principal) context(c Context) {
+func (p *Principal) context(c policy.Context) {
 	c.Set("aws:PrincipalArn", p.ARN)
 	if p.Kind == RolePrincipal {
 		c.Set("aws:PrincipalArn", p.role)

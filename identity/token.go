@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"regexp"
 	"time"
+
+	"rehost/identity/policy"
 )
 
 // Why credentials are refused.
@@ -90,7 +92,7 @@ func (a *AssumeRole) validate(role *Role) error {
 		return fmt.Errorf("session of %v: want %v to %v", a.Duration, MinSession, limit)
 	}
 	for _, text := range a.Policies {
-		if _, err := ParseDocument(IdentityDocument, "session policy", text); err != nil {
+		if _, err := policy.Parse(policy.Identity, "session policy", text); err != nil {
 			return err
 		}
 	}
@@ -111,42 +113,20 @@ func (d *Directory) AssumeRoleAsService(_ context.Context, service string, a Ass
 	if err := a.validate(&role.Role); err != nil {
 		return Credentials{}, fmt.Errorf("assume role %s: %w", a.Role, err)
 	}
-	if !role.trust.trustsService(service, a) {
+	if !role.trustsService(service, a) {
 		return Credentials{}, &TrustError{Role: a.Role, Caller: service}
 	}
 	return d.issue(&role.Role, a)
 }
 
-// trustsService is whether a trust policy allows the service to assume the role.
-func (t *Document) trustsService(service string, a AssumeRole) bool {
-	c := Context{}
+// trustsService is whether the role's trust policy allows the service to assume it.
+func (r *heldRole) trustsService(service string, a AssumeRole) bool {
+	c := policy.Context{}
 	c.Set("sts:RoleSessionName", a.Session)
 	if a.SourceIdentity != "" {
 		c.Set("sts:SourceIdentity", a.SourceIdentity)
 	}
-	r := request{action: "sts:assumerole", resource: "*", context: c}
-	allowed := false
-	for i := range t.statements {
-		s := &t.statements[i]
-		if !s.names("Service", service) || !s.applies(r) {
-			continue
-		}
-		if s.deny {
-			return false
-		}
-		allowed = true
-	}
-	return allowed
-}
-
-// names is whether the statement's principals include the given one.
-func (s *statement) names(kind, value string) bool {
-	for _, p := range s.principals {
-		if p.kind == "*" && (s.deny || kind == "AWS") || p.kind == kind && p.value == value {
-			return true
-		}
-	}
-	return false
+	return r.trust.Trusts(policy.Principal{Kind: "Service", Value: service}, "sts:AssumeRole", c).Allowed
 }
 
 // issue makes the credentials of a session.

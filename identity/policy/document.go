@@ -1,4 +1,4 @@
-package identity
+package policy
 
 import (
 	"bytes"
@@ -10,15 +10,14 @@ import (
 	"strings"
 )
 
-// A DocumentKind says what a policy document is for, which decides what its
-// statements may hold.
-type DocumentKind int
+// A Kind says what a document is for, which decides what its statements may hold.
+type Kind int
 
-// An IdentityDocument is attached to a user or role, or is a permissions
-// boundary or a session policy; a TrustDocument says who may assume a role.
+// A document of kind Identity is attached to a user or role, or is a permissions
+// boundary or a session policy; one of kind Trust says who may assume a role.
 const (
-	IdentityDocument DocumentKind = iota
-	TrustDocument
+	Identity Kind = iota
+	Trust
 )
 
 // maxDocument is the size in bytes above which a document is refused. AWS
@@ -53,47 +52,47 @@ type statement struct {
 	needs []string
 }
 
-// A DocumentError says what is wrong with a policy document, and where.
-type DocumentError struct {
+// An Error says what is wrong with a policy document, and where.
+type Error struct {
 	Statement string // "" when it is the document itself
 	Reason    string
 }
 
-func (e *DocumentError) Error() string {
+func (e *Error) Error() string {
 	if e.Statement == "" {
 		return "malformed policy document: " + e.Reason
 	}
 	return fmt.Sprintf("malformed policy document: statement %s: %s", e.Statement, e.Reason)
 }
 
-// ParseDocument checks a document whole. Name appears in explanations.
-// The error is a [*DocumentError].
-func ParseDocument(kind DocumentKind, name, text string) (*Document, error) {
+// Parse checks a document whole. Name appears in explanations.
+// The error is a [*Error].
+func Parse(kind Kind, name, text string) (*Document, error) {
 	if len(text) > maxDocument {
-		return nil, &DocumentError{Reason: fmt.Sprintf("%d bytes long, at most %d are allowed", len(text), maxDocument)}
+		return nil, &Error{Reason: fmt.Sprintf("%d bytes long, at most %d are allowed", len(text), maxDocument)}
 	}
 	tree, err := parseJSON(text)
 	if err != nil {
-		return nil, &DocumentError{Reason: err.Error()}
+		return nil, &Error{Reason: err.Error()}
 	}
 	top, ok := tree.(object)
 	if !ok {
-		return nil, &DocumentError{Reason: "not an object"}
+		return nil, &Error{Reason: "not an object"}
 	}
 	p := &parser{kind: kind}
 	statements, err := p.document(top)
 	if err != nil {
-		if e := (*DocumentError)(nil); errors.As(err, &e) {
+		if e := (*Error)(nil); errors.As(err, &e) {
 			return nil, e
 		}
-		return nil, &DocumentError{Statement: p.label, Reason: err.Error()}
+		return nil, &Error{Statement: p.label, Reason: err.Error()}
 	}
 	return &Document{name: name, text: text, statements: statements}, nil
 }
 
 // A parser reads one document.
 type parser struct {
-	kind      DocumentKind
+	kind      Kind
 	variables bool // the document's version has policy variables
 	// of the statement being read
 	label string
@@ -217,7 +216,7 @@ func (p *parser) complete(o object) error {
 	if err := one("Action", "NotAction"); err != nil {
 		return err
 	}
-	if p.kind == TrustDocument {
+	if p.kind == Trust {
 		if o.has("Resource") || o.has("NotResource") {
 			return errors.New("a trust policy has no Resource: it stands for its own role")
 		}

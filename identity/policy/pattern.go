@@ -1,4 +1,4 @@
-package identity
+package policy
 
 import (
 	"errors"

@@ -1,0 +1,359 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+func parse(t testing.TB, text string) *Document {
+	t.Helper()
+	d, err := Parse(Identity, "test", text)
+	if err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return d
+}
+
+func allows(d *Document, action, resource string, c Context) bool {
+	if c == nil {
+		c = Context{}
+	}
+	return Decide([]Layer{{Name: "test", Documents: []*Document{d}}}, Request{action, resource, c}).Allowed
+}
+
+// statementOf makes a document of one statement's members.
+func statementOf(members string) string {
+	return `{"Version":"2012-10-17","Statement":[{` + members + `}]}`
+}
+
+const server = "arn:aws:mgn:eu-west-1:111122223333:source-server/s-1"
+
+func TestEvaluate_Match(t *testing.T) {
+	for _, test := range []struct {
+		members, action, resource string
+		want                      bool
+	}{
+		{`"Effect":"Allow","Action":"mgn:StartTest","Resource":"*"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","Action":"mgn:starttest","Resource":"*"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","Action":"mgn:StartTest","Resource":"*"`, "mgn:StartTest2", server, false},
+		{`"Effect":"Allow","Action":"mgn:Start*","Resource":"*"`, "mgn:StartCutover", server, true},
+		{`"Effect":"Allow","Action":"mgn:*Test","Resource":"*"`, "mgn:StartTestTest", server, true},
+		{`"Effect":"Allow","Action":"mgn:St?rtTest","Resource":"*"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","Action":"*","Resource":"*"`, "iam:CreateUser", "*", true},
+		{`"Effect":"Allow","Action":"iam:*","Resource":"*"`, "mgn:StartTest", server, false},
+		{`"Effect":"Allow","NotAction":"iam:*","Resource":"*"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","NotAction":["iam:*","mgn:*"],"Resource":"*"`, "mgn:StartTest", server, false},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"` + server + `"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"` + server + `"`, "mgn:StartTest", server + "2", false},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"` + server + `"`, "mgn:DescribeJobs", "*", false},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:*:*:source-server/*"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:*:*:job/*"`, "mgn:StartTest", server, false},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:*:source-server/*"`, "mgn:StartTest", server, false},
+		{`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:eu-*:*:source-server/s-?"`, "mgn:StartTest", server, true},
+		{`"Effect":"Allow","Action":"mgn:*","NotResource":"` + server + `"`, "mgn:StartTest", server, false},
+		{`"Effect":"Allow","Action":"mgn:*","NotResource":"` + server + `"`, "mgn:StartTest", server + "2", true},
+		{`"Effect":"Deny","Action":"*","Resource":"*"`, "mgn:StartTest", server, false},
+	} {
+		text := statementOf(test.members)
+		if strings.Contains(text, ":*:source-server/*") && !strings.Contains(text, ":*:*:") {
+			if _, err := Parse(Identity, "", text); err == nil {
+				t.Errorf("%s: an ARN of five fields was accepted", text)
+			}
+			continue
+		}
+		if got := allows(parse(t, text), test.action, test.resource, nil); got != test.want {
+			t.Errorf("%s: %s on %s: got %v, want %v", test.members, test.action, test.resource, got, test.want)
+		}
+	}
+}
+
+func TestEvaluate_Conditions(t *testing.T) {
+	context := func() Context {
+		c := Context{}
+		c.Set("aws:SourceIdentity", "s-1")
+		c.Set("aws:SourceIp", "203.0.113.7")
+		c.Set("aws:SecureTransport", "true")
+		c.Set("aws:CurrentTime", "2026-06-01T12:00:00Z")
+		c.Set("aws:EpochTime", "1780315200")
+		c.Set("aws:PrincipalTag/Team", "storage")
+		c.Set("aws:username", "*")
+		c.Set("aws:TagKeys", "team", "env")
+		c.Set("aws:PrincipalArn", "arn:aws:iam::111122223333:role/x/agent")
+		return c
+	}
+	for _, test := range []struct {
+		condition string
+		want      bool
+	}{
+		{`"StringEquals":{"aws:SourceIdentity":"s-1"}`, true},
+		{`"StringEquals":{"aws:sourceidentity":["s-0","s-1"]}`, true},
+		{`"StringEquals":{"aws:SourceIdentity":"S-1"}`, false},
+		{`"StringEquals":{"aws:SourceIdentity":"s-*"}`, false},
+		{`"StringEqualsIgnoreCase":{"aws:SourceIdentity":"S-1"}`, true},
+		{`"StringNotEqualsIgnoreCase":{"aws:SourceIdentity":"S-1"}`, false},
+		{`"StringNotEquals":{"aws:SourceIdentity":["s-1","s-2"]}`, false},
+		{`"StringNotEquals":{"aws:SourceIdentity":["s-3","s-2"]}`, true},
+		{`"StringLike":{"aws:SourceIdentity":"s-?"}`, true},
+		{`"StringNotLike":{"aws:SourceIdentity":"s-*"}`, false},
+		{`"StringEquals":{"aws:PrincipalTag/team":"storage"}`, true},
+		{`"StringLike":{"aws:SourceIdentity":"${aws:username}"}`, false}, // its value "*" is no wildcard
+		{`"StringLike":{"aws:username":"${*}"}`, true},
+		{`"StringLike":{"aws:SourceIdentity":"${*}"}`, false},
+		{`"StringEquals":{"aws:SourceIdentity":"${aws:absent, 's-1'}"}`, true},
+		{`"StringEquals":{"aws:SourceIdentity":"${aws:absent}"}`, false},
+		{`"StringNotEquals":{"aws:SourceIdentity":"${aws:absent}"}`, false}, // an Allow that cannot be told apart does not apply
+		{`"StringEquals":{"aws:absent":"x"}`, false},
+		{`"StringNotEquals":{"aws:absent":"x"}`, true},
+		{`"StringEqualsIfExists":{"aws:absent":"x"}`, true},
+		{`"StringEqualsIfExists":{"aws:SourceIdentity":"x"}`, false},
+		{`"Null":{"aws:absent":"true"}`, true},
+		{`"Null":{"aws:absent":false}`, false},
+		{`"Null":{"aws:SourceIdentity":"false"}`, true},
+		{`"Bool":{"aws:SecureTransport":true}`, true},
+		{`"Bool":{"aws:SecureTransport":"false"}`, false},
+		{`"Bool":{"aws:absent":"false"}`, false},
+		{`"IpAddress":{"aws:SourceIp":"203.0.113.0/24"}`, true},
+		{`"IpAddress":{"aws:SourceIp":"203.0.113.7"}`, true},
+		{`"IpAddress":{"aws:SourceIp":"2001:db8::/32"}`, false},
+		{`"NotIpAddress":{"aws:SourceIp":["10.0.0.0/8","203.0.113.0/24"]}`, false},
+		{`"NotIpAddress":{"aws:SourceIp":"10.0.0.0/8"}`, true},
+		{`"DateLessThan":{"aws:CurrentTime":"2026-06-01T12:00:01Z"}`, true},
+		{`"DateLessThan":{"aws:CurrentTime":"2026-06-01T12:00:00Z"}`, false},
+		{`"DateLessThanEquals":{"aws:CurrentTime":"2026-06-01T14:00:00+02:00"}`, true},
+		{`"DateGreaterThan":{"aws:CurrentTime":"2026-06"}`, true},
+		{`"DateEquals":{"aws:CurrentTime":"1780315200"}`, true},
+		{`"NumericLessThan":{"aws:EpochTime":"1780315201"}`, true},
+		{`"NumericGreaterThanEquals":{"aws:EpochTime":1780315200}`, true},
+		{`"NumericEquals":{"aws:SourceIdentity":1}`, false},
+		{`"ArnLike":{"aws:PrincipalArn":"arn:aws:iam::*:role/*"}`, true},
+		{`"ArnEquals":{"aws:PrincipalArn":"arn:aws:iam::111122223333:role/x/agent"}`, true},
+		{`"ArnNotLike":{"aws:PrincipalArn":"arn:aws:iam::*:user/*"}`, true},
+		{`"ForAllValues:StringEquals":{"aws:TagKeys":["team","env","x"]}`, true},
+		{`"ForAllValues:StringEquals":{"aws:TagKeys":["team"]}`, false},
+		{`"ForAllValues:StringEquals":{"aws:absent":["team"]}`, true},
+		{`"ForAnyValue:StringEquals":{"aws:TagKeys":["team"]}`, true},
+		{`"ForAnyValue:StringEquals":{"aws:TagKeys":["x"]}`, false},
+		{`"ForAnyValue:StringEquals":{"aws:absent":["x"]}`, false},
+		{`"ForAnyValue:StringNotEquals":{"aws:TagKeys":["team"]}`, true},
+		{`"ForAnyValue:StringNotEquals":{"aws:absent":["x"]}`, false},
+		{`"ForAllValues:StringNotEquals":{"aws:TagKeys":["team"]}`, false},
+		{`"StringEquals":{"aws:SourceIdentity":"s-1"},"Bool":{"aws:SecureTransport":"false"}`, false},
+		{`"StringEquals":{"aws:SourceIdentity":"s-1","aws:username":"x"}`, false},
+	} {
+		d := parse(t, statementOf(`"Effect":"Allow","Action":"*","Resource":"*","Condition":{`+test.condition+`}`))
+		if got := allows(d, "mgn:StartTest", server, context()); got != test.want {
+			t.Errorf("%s: got %v, want %v", test.condition, got, test.want)
+		}
+	}
+}
+
+// TestParse_Refused holds documents that must not be loaded: each would be read
+// differently by a person and a lenient program.
+func TestParse_Refused(t *testing.T) {
+	good := `"Effect":"Allow","Action":"mgn:*","Resource":"*"`
+	for name, text := range map[string]string{
+		"NotJSON":            `{`,
+		"Trailing":           statementOf(good) + `{}`,
+		"NotAnObject":        `[]`,
+		"NoStatement":        `{"Version":"2012-10-17","Statement":[]}`,
+		"Version":            `{"Version":"2013-10-17","Statement":[{` + good + `}]}`,
+		"UnknownElement":     `{"Version":"2012-10-17","Statements":[{` + good + `}]}`,
+		"UnknownMember":      statementOf(good + `,"Conditions":{}`),
+		"WrongCase":          statementOf(`"effect":"Allow","Action":"mgn:*","Resource":"*"`),
+		"Effect":             statementOf(`"Effect":"allow","Action":"mgn:*","Resource":"*"`),
+		"NoEffect":           statementOf(`"Action":"mgn:*","Resource":"*"`),
+		"NoAction":           statementOf(`"Effect":"Allow","Resource":"*"`),
+		"EmptyAction":        statementOf(`"Effect":"Allow","Action":[],"Resource":"*"`),
+		"BothActions":        statementOf(good + `,"NotAction":"mgn:*"`),
+		"NoResource":         statementOf(`"Effect":"Allow","Action":"mgn:*"`),
+		"ActionForm":         statementOf(`"Effect":"Allow","Action":"StartTest","Resource":"*"`),
+		"ActionNumber":       statementOf(`"Effect":"Allow","Action":1,"Resource":"*"`),
+		"ResourceForm":       statementOf(`"Effect":"Allow","Action":"mgn:*","Resource":"source-server/*"`),
+		"Principal":          statementOf(good + `,"Principal":"*"`),
+		"NameTwice":          statementOf(good + `,"Effect":"Deny"`),
+		"SidTwice":           `{"Statement":[{"Sid":"a",` + good + `},{"Sid":"a",` + good + `}]}`,
+		"SidForm":            statementOf(good + `,"Sid":"a b"`),
+		"UnknownOperator":    statementOf(good + `,"Condition":{"StringEqual":{"aws:username":"x"}}`),
+		"OperatorCase":       statementOf(good + `,"Condition":{"stringequals":{"aws:username":"x"}}`),
+		"ConditionForm":      statementOf(good + `,"Condition":{"StringEquals":["aws:username","x"]}`),
+		"ConditionKey":       statementOf(good + `,"Condition":{"StringEquals":{"username":"x"}}`),
+		"ConditionEmpty":     statementOf(good + `,"Condition":{"StringEquals":{"aws:username":[]}}`),
+		"ConditionNull":      statementOf(good + `,"Condition":{"StringEquals":{"aws:username":null}}`),
+		"Null":               statementOf(good + `,"Condition":{"Null":{"aws:username":"yes"}}`),
+		"NullIfExists":       statementOf(good + `,"Condition":{"NullIfExists":{"aws:username":"true"}}`),
+		"Bool":               statementOf(good + `,"Condition":{"Bool":{"aws:SecureTransport":"1"}}`),
+		"Date":               statementOf(good + `,"Condition":{"DateLessThan":{"aws:CurrentTime":"tomorrow"}}`),
+		"Number":             statementOf(good + `,"Condition":{"NumericEquals":{"aws:EpochTime":"x"}}`),
+		"Address":            statementOf(good + `,"Condition":{"IpAddress":{"aws:SourceIp":"10.0.0/8"}}`),
+		"SeveralValues":      statementOf(good + `,"Condition":{"StringEquals":{"aws:TagKeys":"x"}}`),
+		"VariableUnfinished": statementOf(`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:*:*:source-server/${aws:SourceIdentity"`),
+		"VariableForm":       statementOf(`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:*:*:source-server/${SourceIdentity}"`),
+		"TooLong":            statementOf(good + `,"Sid":"` + strings.Repeat("a", maxDocument) + `"`),
+		"TooDeep":            strings.Repeat("[", 100) + strings.Repeat("]", 100),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse(Identity, "", text)
+			if e := (*Error)(nil); !errors.As(err, &e) {
+				t.Errorf("got %v, want a Error: %s", err, text)
+			}
+		})
+	}
+	if _, err := Parse(Identity, "", statementOf(good)); err != nil {
+		t.Errorf("the document that the others differ from: %v", err)
+	}
+}
+
+// TestEvaluate_Layers shows that a boundary and a session policy can only take
+// away, and a Deny in any layer wins.
+func TestEvaluate_Layers(t *testing.T) {
+	all := parse(t, statementOf(`"Effect":"Allow","Action":"*","Resource":"*"`))
+	tests := parse(t, statementOf(`"Effect":"Allow","Action":"mgn:StartTest","Resource":"*"`))
+	never := parse(t, statementOf(`"Sid":"Never","Effect":"Deny","Action":"mgn:StartTest","Resource":"*"`))
+	at := func(name string, d ...*Document) Layer { return Layer{name, d} }
+	for _, test := range []struct {
+		name   string
+		layers []Layer
+		action string
+		want   bool
+		reason string
+	}{
+		{"None", nil, "mgn:StartTest", false, "there is no policy"},
+		{"Empty", []Layer{at("identity policies")}, "mgn:StartTest", false, "no statement of the identity policies"},
+		{"Boundary", []Layer{at("identity policies", all), at("permissions boundary", tests)}, "mgn:StartTest", true, "permissions boundary"},
+		{"OutsideBoundary", []Layer{at("identity policies", all), at("permissions boundary", tests)}, "mgn:StartCutover", false, "no statement of the permissions boundary"},
+		{"BoundaryGivesNothing", []Layer{at("identity policies", tests), at("permissions boundary", all)}, "mgn:StartCutover", false, "no statement of the identity policies"},
+		{"Session", []Layer{at("identity policies", all), at("session policies", tests)}, "mgn:StartCutover", false, "no statement of the session policies"},
+		{"DenyInSession", []Layer{at("identity policies", all), at("session policies", all, never)}, "mgn:StartTest", false, "denied by statement Never"},
+		{"DenyFirst", []Layer{at("identity policies", never, all)}, "mgn:StartTest", false, "denied by statement Never"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := Decide(test.layers, Request{test.action, server, Context{}})
+			if got.Allowed != test.want || !strings.Contains(got.Reason, test.reason) {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+// randomStatement draws a statement of parts that often match.
+func randomStatement(rnd *rand.Rand, effect string) string {
+	pick := func(list ...string) string { return list[rnd.IntN(len(list))] }
+	out := fmt.Sprintf(`"Effect":%q,%q:%q,%q:%q`, effect,
+		pick("Action", "NotAction"), pick("*", "mgn:*", "mgn:StartTest", "mgn:Start*", "iam:*"),
+		pick("Resource", "NotResource"), pick("*", server, "arn:aws:mgn:*:*:source-server/*", "arn:aws:mgn:*:*:source-server/${aws:SourceIdentity}", "arn:aws:mgn:*:*:job/*"))
+	if rnd.IntN(2) == 0 {
+		out += `,"Condition":{` + pick(
+			`"StringEquals":{"aws:SourceIdentity":"s-1"}`, `"StringNotEquals":{"aws:SourceIdentity":"${aws:username}"}`,
+			`"Null":{"aws:username":"true"}`, `"ForAllValues:StringLike":{"aws:TagKeys":"t*"}`, `"BoolIfExists":{"aws:SecureTransport":"true"}`) + `}`
+	}
+	return "{" + out + "}"
+}
+
+// TestEvaluate_Monotonic adds statements to random Documents: a Deny never
+// allows more, an Allow never less.
+func TestEvaluate_Monotonic(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 3))
+	changed := 0
+	for range 4000 {
+		var statements []string
+		for range rnd.IntN(4) {
+			statements = append(statements, randomStatement(rnd, []string{"Allow", "Deny", "Allow"}[rnd.IntN(3)]))
+		}
+		statements = append(statements, randomStatement(rnd, "Allow"))
+		document := func(s []string) *Document {
+			return parse(t, `{"Version":"2012-10-17","Statement":[`+strings.Join(s, ",")+`]}`)
+		}
+		c := Context{}
+		for _, key := range []string{"aws:SourceIdentity", "aws:username", "aws:TagKeys"} {
+			if rnd.IntN(2) == 0 {
+				c.Set(key, []string{"s-1", "t1", "x"}[rnd.IntN(3)])
+			}
+		}
+		action := []string{"mgn:StartTest", "mgn:DeleteJob", "iam:CreateUser"}[rnd.IntN(3)]
+		resource := []string{server, "*", "arn:aws:mgn:eu-west-1:111122223333:source-server/s-2"}[rnd.IntN(3)]
+		before := allows(document(statements), action, resource, c)
+		denied := allows(document(append(statements[:len(statements):len(statements)], randomStatement(rnd, "Deny"))), action, resource, c)
+		more := allows(document(append(statements[:len(statements):len(statements)], randomStatement(rnd, "Allow"))), action, resource, c)
+		if denied && !before {
+			t.Fatalf("a Deny allowed %s on %s with %v: %v", action, resource, c, statements)
+		}
+		if before && !more {
+			t.Fatalf("an Allow denied %s on %s with %v: %v", action, resource, c, statements)
+		}
+		if before != denied || before != more {
+			changed++
+		}
+	}
+	if changed < 200 {
+		t.Errorf("only %d of the additions changed anything: the test shows too little", changed)
+	}
+}
+
+// TestPattern compares the matcher with the plain recursive definition.
+func TestPattern(t *testing.T) {
+	var plain func(p, s string) bool
+	plain = func(p, s string) bool {
+		switch {
+		case p == "":
+			return s == ""
+		case p[0] == '*':
+			return plain(p[1:], s) || s != "" && plain(p, s[1:])
+		case s == "":
+			return false
+		}
+		return (p[0] == '?' || p[0] == s[0]) && plain(p[1:], s[1:])
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	text := func(letters string) string {
+		b := make([]byte, rnd.IntN(9))
+		for i := range b {
+			b[i] = letters[rnd.IntN(len(letters))]
+		}
+		return string(b)
+	}
+	matched := 0
+	for range 10000 {
+		p, s := text("ab*?"), text("ab")
+		compiled, err := compilePattern(p, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, want := compiled.match(s), plain(p, s)
+		if got != want {
+			t.Fatalf("%q matches %q: got %v, want %v", p, s, got, want)
+		}
+		if got {
+			matched++
+		}
+	}
+	if matched < 300 {
+		t.Errorf("only %d matched", matched)
+	}
+	long, _ := compilePattern(strings.Repeat("a*", 100)+"b", true)
+	start := time.Now()
+	if long.match(strings.Repeat("a", 2000)) || time.Since(start) > 5*time.Second {
+		t.Errorf("a hostile pattern took %v", time.Since(start))
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(statementOf(`"Effect":"Allow","Action":"mgn:*","Resource":"arn:aws:mgn:*:*:source-server/${aws:SourceIdentity}"`))
+	f.Add(statementOf(`"Effect":"Deny","NotAction":["a:b"],"NotResource":"*","Condition":{"ForAnyValue:StringLikeIfExists":{"aws:TagKeys":["${a:b, 'c'}*"]}}`))
+	f.Fuzz(func(t *testing.T, text string) {
+		d, err := Parse(Identity, "fuzz", text)
+		if err != nil {
+			return
+		}
+		c := Context{}
+		c.Set("aws:SourceIdentity", "s-1")
+		if allows(d, "mgn:StartTest", server, c) && !strings.Contains(text, "Allow") && !strings.Contains(text, `\u`) {
+			t.Errorf("allowed by %s", text)
+		}
+	})
+}
