@@ -35,7 +35,7 @@ func endpoint(args []string) error {
 		}
 		return sender(ctx, args[1], args[2], d, args[4:])
 	}
-	return errors.New("usage: bench endpoint receive DIR | send DIR ADDRESS DURATION DISK...")
+	return errors.New("usage: bench endpoint receive DIR | send DIR ADDRESS DURATION DISKS")
 }
 
 // receiver serves until its standard input ends. It prints its address.

@@ -80,7 +80,7 @@ func (b *bench) print() {
 	for _, name := range names {
 		fmt.Fprintf(w, "%s\t%.3g\n", name, b.figures[name])
 	}
-	w.Flush()
+	_ = w.Flush() // to the terminal
 	for _, note := range b.notes {
 		fmt.Println(note)
 	}

@@ -76,7 +76,7 @@ func TestConsistency(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- engine.Run(replication, session, session.Last().Seq) }()
 
-	load(t, ctx, mounts, 25*time.Second)
+	load(ctx, t, mounts, 25*time.Second)
 	for _, m := range mounts {
 		run(t, "sync", "-f", m)
 		if err := unix.Unmount(m, 0); err != nil {
@@ -121,7 +121,7 @@ func TestConsistency(t *testing.T) {
 }
 
 // load writes to both mounts for so long.
-func load(t *testing.T, ctx context.Context, mounts []string, d time.Duration) {
+func load(ctx context.Context, t *testing.T, mounts []string, d time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -135,10 +135,10 @@ func load(t *testing.T, ctx context.Context, mounts []string, d time.Duration) {
 				t.Errorf("fio on disk %d: %v: %s", i, err, out)
 			}
 		})
-		wg.Go(func() { churn(t, ctx, filepath.Join(m, "churn")) })
+		wg.Go(func() { churn(ctx, t, filepath.Join(m, "churn")) })
 	}
 	wg.Go(func() {
-		recordLog(t, ctx, filepath.Join(mounts[0], "records.log"), filepath.Join(mounts[1], "records.log"))
+		recordLog(ctx, t, filepath.Join(mounts[0], "records.log"), filepath.Join(mounts[1], "records.log"))
 	})
 }
 
@@ -159,7 +159,7 @@ func paced(ctx context.Context, interval time.Duration) iter.Seq[int] {
 }
 
 // churn makes, fills, renames and removes files, so that metadata changes all the time.
-func churn(t *testing.T, ctx context.Context, dir string) {
+func churn(ctx context.Context, t *testing.T, dir string) {
 	data := bytes.Repeat([]byte("rehost "), 3000)
 	for i := range paced(ctx, 4*time.Millisecond) {
 		sub := filepath.Join(dir, fmt.Sprint(i%7))
@@ -181,7 +181,7 @@ func churn(t *testing.T, ctx context.Context, dir string) {
 }
 
 // recordLog appends to A, syncs, appends to B, syncs.
-func recordLog(t *testing.T, ctx context.Context, a, b string) {
+func recordLog(ctx context.Context, t *testing.T, a, b string) {
 	var files []*os.File
 	for _, path := range []string{a, b} {
 		f, err := os.Create(path)

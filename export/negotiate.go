@@ -61,8 +61,7 @@ func (c *conn) option() (done bool, err error) {
 	}
 	if length > maxOption {
 		// Not worth reading, and the stream cannot be followed without.
-		c.reply(opt, repErrTooBig, nil)
-		return false, fmt.Errorf("option %d of %d bytes", opt, length)
+		return false, errors.Join(fmt.Errorf("option %d of %d bytes", opt, length), c.reply(opt, repErrTooBig, nil))
 	}
 	data := make([]byte, length)
 	if _, err := io.ReadFull(c.r, data); err != nil {
@@ -72,7 +71,7 @@ func (c *conn) option() (done bool, err error) {
 	case optExportName:
 		return true, c.chooseByName(string(data))
 	case optAbort:
-		c.reply(opt, repAck, nil)
+		_ = c.reply(opt, repAck, nil) // who aborts may not wait for it
 		return false, errAborted
 	case optList:
 		return false, c.list(data)

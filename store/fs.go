@@ -136,7 +136,7 @@ func (f osFile) Allocate(size int64) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
 	}
-	return nil // not supported here: writes will allocate
+	return nil //nolint:nilerr // not supported here: writes will allocate
 }
 
 // room is ENOSPC where n more bytes would leave less than the reserve.
@@ -173,7 +173,7 @@ func readAll(fsys fileSystem, name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: %d bytes, expected at most %d", name, n, limit)
 	}
 	buf := make([]byte, n)
-	if _, err := f.ReadAt(buf, 0); err != nil && !(errors.Is(err, io.EOF) && n == 0) {
+	if _, err := f.ReadAt(buf, 0); err != nil && (n > 0 || !errors.Is(err, io.EOF)) {
 		return nil, err
 	}
 	return buf, nil

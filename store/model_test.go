@@ -143,10 +143,9 @@ func (m *model) step() error {
 		m.w = w
 		return err
 	case n == 1 && len(m.order) > 0:
-		i := m.rand.IntN(len(m.order))
-		after := m.order[i]
+		after := m.order[m.rand.IntN(len(m.order))]
 		if m.rand.IntN(8) == 0 {
-			i, after = -1, 0
+			after = 0
 		}
 		m.maybe = &attempt{seq: after}
 		if err := m.w.Retract(ctx, after); err != nil {

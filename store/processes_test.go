@@ -26,11 +26,12 @@ func TestTwoProcesses(t *testing.T) {
 	replicator, service := stores[0], stores[1]
 	disks := []block.Disk{{Size: 1 << 20}}
 	for generation := range uint64(2) {
-		r, err := replicator.Replica(t.Context(), "s-1")
+		_, err := replicator.Replica(t.Context(), "s-1")
 		if !errors.Is(err, ErrNotFound) {
 			t.Fatalf("a replica that is not there: %v", err)
 		}
-		if r, err = replicator.Create(t.Context(), "s-1", disks, ""); err != nil {
+		r, err := replicator.Create(t.Context(), "s-1", disks, "")
+		if err != nil {
 			t.Fatal(err)
 		}
 		w, err := r.Begin(t.Context(), generation+1, nil)

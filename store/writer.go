@@ -80,7 +80,7 @@ func newWriter(r *Replica) *Writer {
 func (w *Writer) writeChunks() {
 	for c := range w.ready {
 		if err := c.seg.write(c); err != nil {
-			w.fail(err)
+			_ = w.fail(err) // whoever appends or commits next is told
 		}
 		w.buffers.put(c.buf)
 	}

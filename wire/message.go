@@ -147,15 +147,29 @@ type Retracted struct{ After block.Seq }
 // Alive says nothing else.
 type Alive struct{}
 
-// The messages' types.
-func (Hello) Type() Type     { return TypeHello }
-func (Welcome) Type() Type   { return TypeWelcome }
-func (Run) Type() Type       { return TypeRun }
-func (Commit) Type() Type    { return TypeCommit }
-func (Ack) Type() Type       { return TypeAck }
-func (Retract) Type() Type   { return TypeRetract }
+// Type returns [TypeHello].
+func (Hello) Type() Type { return TypeHello }
+
+// Type returns [TypeWelcome].
+func (Welcome) Type() Type { return TypeWelcome }
+
+// Type returns [TypeRun].
+func (Run) Type() Type { return TypeRun }
+
+// Type returns [TypeCommit].
+func (Commit) Type() Type { return TypeCommit }
+
+// Type returns [TypeAck].
+func (Ack) Type() Type { return TypeAck }
+
+// Type returns [TypeRetract].
+func (Retract) Type() Type { return TypeRetract }
+
+// Type returns [TypeRetracted].
 func (Retracted) Type() Type { return TypeRetracted }
-func (Alive) Type() Type     { return TypeAlive }
+
+// Type returns [TypeAlive].
+func (Alive) Type() Type { return TypeAlive }
 
 func (h Hello) appendBody(b []byte) ([]byte, error)         { return appendJSON(b, h) }
 func (w Welcome) appendBody(b []byte) ([]byte, error)       { return appendJSON(b, w) }

@@ -47,7 +47,7 @@ func Start(ctx context.Context, log io.Writer, ready, program string, args ...st
 	case <-out.seen:
 		return p, nil
 	case <-p.done:
-		return nil, fmt.Errorf("%s ended before it was ready: %v", program, p.err)
+		return nil, fmt.Errorf("%s ended before it was ready: %w", program, p.err)
 	case <-limit.C:
 		return nil, errors.Join(fmt.Errorf("%s was not ready within 30 s", program), p.Kill())
 	case <-ctx.Done():

@@ -84,7 +84,7 @@ func newHandler(c config, w *writer) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set("Content-Type", "text/html; charset=utf-8")
-		page.Execute(rw, map[string]any{"Machine": readMachine(), "Last": w.Last()})
+		_ = page.Execute(rw, map[string]any{"Machine": readMachine(), "Last": w.Last()})
 	})
 	mux.HandleFunc("GET /machine", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, readMachine(), nil) })
 	mux.HandleFunc("GET /records", func(rw http.ResponseWriter, _ *http.Request) {
@@ -101,7 +101,7 @@ func answer(rw http.ResponseWriter, v any, err error) {
 		return
 	}
 	rw.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(rw).Encode(v)
+	_ = json.NewEncoder(rw).Encode(v)
 }
 
 // run executes the body as a shell command, streams its output and ends with

@@ -3,6 +3,7 @@
 package loop
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -42,7 +43,7 @@ func Attach(backing *os.File) (*Device, error) {
 			return &Device{Path: path, file: f}, nil
 		}
 		f.Close()
-		if err != unix.EBUSY {
+		if !errors.Is(err, unix.EBUSY) {
 			return nil, fmt.Errorf("attach loop device: configure %s: %w", path, err)
 		}
 	}

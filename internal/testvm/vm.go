@@ -244,7 +244,7 @@ func (v *VM) WaitFor(ctx context.Context, pattern string) (string, error) {
 			return string(match), nil
 		}
 		if ended {
-			return "", fmt.Errorf("wait for %q: %w: %v; console ends: %s", pattern, ErrEnded, v.err, tail)
+			return "", fmt.Errorf("wait for %q: %w: %w; console ends: %s", pattern, ErrEnded, v.err, tail)
 		}
 		select {
 		case <-changed:
@@ -275,7 +275,7 @@ func Get(ctx context.Context, url string) ([]byte, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: last answer: %v", ctx.Err(), err)
+			return nil, fmt.Errorf("%w: last answer: %w", ctx.Err(), err)
 		case <-time.After(200 * time.Millisecond):
 		}
 	}

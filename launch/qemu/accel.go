@@ -83,7 +83,7 @@ func (t *Target) accelerator(ctx context.Context) (string, error) {
 func (t *Target) hostAccel(ctx context.Context) (string, error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		return TCG, nil
+		return TCG, nil //nolint:nilerr // there is no KVM, or none for us
 	}
 	f.Close()
 	works, err := probeAccel(ctx, t.opts.QEMU, KVM)

@@ -87,7 +87,7 @@ func (t *Target) killChild(uuid string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if pid, ours := t.children[uuid]; ours {
-		syscall.Kill(pid, syscall.SIGKILL) // reap says what came of it
+		_ = syscall.Kill(pid, syscall.SIGKILL) // reap says what came of it
 	}
 }
 

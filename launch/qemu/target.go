@@ -90,7 +90,7 @@ var (
 	_ launch.Console = (*Target)(nil)
 )
 
-// ErrLocked: another process has the target's directory open.
+// ErrLocked says that another process has the target's directory open.
 var ErrLocked = errors.New("directory is in use by another process")
 
 // Open opens the target over its directory, takes over the machines that run

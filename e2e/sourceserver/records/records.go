@@ -57,7 +57,7 @@ func New(run [16]byte, number uint64) Record {
 	copy(b[8:], run[:])
 	binary.LittleEndian.PutUint64(b[24:], number)
 	binary.LittleEndian.PutUint32(b[32:], uint32(length))
-	r.Read(b[headerSize:])
+	_, _ = r.Read(b[headerSize:]) // never fails
 	sum := checksum(b)
 	copy(b[36:], sum[:])
 	return Record{run, number, b}
