@@ -74,6 +74,7 @@ func TestFormat_PageAgreesWithCode(t *testing.T) {
 	tables := tables(t)
 	for title, want := range map[string]int{
 		"Preface": prefaceSize, "RUN": runHeaderSize, "COMMIT": commitSize, "ACK": ackSize, "RETRACT": retractSize, "RETRACTED": retractSize,
+		"HASHES": hashesHeader, "DIFFER": differHeader,
 	} {
 		if got := size(t, tables[title]); got != want || got == 0 {
 			t.Errorf("%s: the page says %d bytes, the code %d", title, got, want)
@@ -114,6 +115,7 @@ func TestFormat_PageAgreesWithCode(t *testing.T) {
 	text, _ := os.ReadFile(page)
 	for _, want := range []string{fmt.Sprintf("Version %d.", Version), "`REHOST\\r\\n`",
 		fmt.Sprintf("| connections of a session | %d |", MaxConnections), fmt.Sprintf("| epochs under way | %d |", MaxOpenEpochs),
+		fmt.Sprintf("| chunks of a question | %d |", MaxHashes), fmt.Sprintf("A chunk is %d blocks", block.ChunkBlocks),
 		fmt.Sprintf("| TLS handshake, preface and HELLO together | %d s |", int(HandshakeTimeout.Seconds())),
 		fmt.Sprintf("every %d seconds; whoever hears nothing for %d seconds", int(DefaultKeepAlive.Seconds()), int(DeadAfter*DefaultKeepAlive.Seconds()))} {
 		if !bytes.Contains(text, []byte(want)) {
@@ -138,6 +140,8 @@ func samples() []Message {
 		Ack{1 << 60}, Retract{0}, Retract{5}, Retracted{5},
 		&RefusedError{Fenced, "message", "hint"},
 		Alive{},
+		Hashes{Point: 1 << 50, Extent: block.Extent{Disk: 700, Start: 1 << 40, Count: block.ChunkBlocks + 1}, Question: 513, Hashes: []block.Hash{{1, 2, 31: 3}, {9}}},
+		Differ{Question: 65535, Differ: []bool{true, false, false, false, false, false, false, false, true, true}},
 	}
 }
 

@@ -14,18 +14,22 @@ import (
 // The preface and the shape of frames; see docs/format/wire.md.
 const (
 	Magic          = "REHOST\r\n"
-	Version        = 1
+	Version        = 2
 	prefaceSize    = 12
 	headerSize     = 12
 	runHeaderSize  = 32
 	commitSize     = 32
 	ackSize        = 8
 	retractSize    = 8
+	hashesHeader   = 24
+	differHeader   = 4
+	hashSize       = len(block.Hash{})
 	maxHello       = 256 << 10
 	maxError       = 64 << 10
 	MaxFrame       = runHeaderSize + block.MaxRun*block.Size // longest body of any frame, in bytes
 	MaxConnections = 16                                      // of one session
 	MaxOpenEpochs  = 2                                       // epochs of one session with runs and no commit
+	MaxHashes      = 256                                     // chunks that one question may be about
 
 	// HandshakeTimeout is all the time a connection has from the first byte of
 	// TLS to a whole HELLO.
@@ -46,6 +50,8 @@ const (
 	TypeRetracted Type = 7
 	TypeError     Type = 8
 	TypeAlive     Type = 9
+	TypeHashes    Type = 10
+	TypeDiffer    Type = 11
 )
 
 // kinds has, for each type, its name, the limits of its body and its decoder.
@@ -63,6 +69,8 @@ var kinds = [...]struct {
 	TypeRetracted: {"RETRACTED", retractSize, retractSize, decodeRetracted},
 	TypeError:     {"ERROR", 2, maxError, decodeError},
 	TypeAlive:     {"ALIVE", 0, 0, func([]byte) (Message, error) { return Alive{}, nil }},
+	TypeHashes:    {"HASHES", hashesHeader + hashSize, hashesHeader + MaxHashes*hashSize, decodeHashes},
+	TypeDiffer:    {"DIFFER", differHeader + 1, differHeader + MaxHashes/8, decodeDiffer},
 }
 
 // String returns the name that the format's page uses.
@@ -78,7 +86,7 @@ func (t Type) String() string {
 var ErrProtocol = errors.New("protocol violation")
 
 // A Message is one of [Hello], [Welcome], [Run], [Commit], [Ack], [Retract],
-// [Retracted], [*RefusedError] and [Alive].
+// [Retracted], [*RefusedError], [Alive], [Hashes] and [Differ].
 type Message interface {
 	Type() Type
 	appendBody(b []byte) ([]byte, error)

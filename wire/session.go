@@ -64,11 +64,13 @@ type Session struct {
 	running sync.WaitGroup
 
 	asking chan struct{} // held by the one Commit or Retract under way
+	limit  limiter
 
-	mu    sync.Mutex
-	err   error       // why done is closed
-	last  block.Point // what the server has acknowledged
-	limit limiter
+	mu        sync.Mutex
+	err       error       // why done is closed
+	last      block.Point // what the server has acknowledged
+	questions map[uint16]chan Differ
+	question  uint16 // the number of the one before
 }
 
 type clientConn struct {
@@ -103,7 +105,7 @@ func Dial(ctx context.Context, config Config) (*Session, error) {
 		idle:    make(chan *clientConn, config.Connections),
 		answers: make(chan Message, 1),
 		done:    make(chan struct{}),
-		asking:  make(chan struct{}, 1),
+		asking:  make(chan struct{}, 1), questions: map[uint16]chan Differ{},
 	}
 	if err := s.connect(ctx, config, hello); err != nil {
 		for _, c := range s.conns {
@@ -228,26 +230,96 @@ func (s *Session) Put(ctx context.Context, epoch block.Seq, ordinal uint64, run 
 	if err := run.Validate(); err != nil {
 		return fmt.Errorf("put %v of epoch %v: %w", run.Extent, epoch, err)
 	}
-	if err := s.limit.wait(ctx, s.done, len(run.Payload)+headerSize+runHeaderSize); err != nil {
+	m := Run{Epoch: epoch, Ordinal: ordinal, Run: run}
+	if err := s.limit.wait(ctx, s.done, int(m.Size())); err != nil {
 		return s.failure("put", err)
 	}
+	return s.send(ctx, "put", m)
+}
+
+// send writes a message to any connection that is idle.
+func (s *Session) send(ctx context.Context, verb string, m Message) error {
 	var c *clientConn
 	select {
 	case c = <-s.idle:
 	case <-ctx.Done():
-		return fmt.Errorf("put: %w", context.Cause(ctx))
+		return fmt.Errorf("%s: %w", verb, context.Cause(ctx))
 	case <-s.done:
-		return s.failure("put", ErrClosed)
+		return s.failure(verb, ErrClosed)
 	}
 	stop := context.AfterFunc(ctx, func() { s.fail(context.Cause(ctx)) })
-	err := c.Write(Run{Epoch: epoch, Ordinal: ordinal, Run: run})
+	err := c.Write(m)
 	stop()
 	if err != nil {
 		s.writeFailed(c, err)
-		return s.failure("put", err)
+		return s.failure(verb, err)
 	}
 	s.idle <- c
 	return nil
+}
+
+// Compare asks which chunks of an extent have another hash at a point that the
+// server has: at most [MaxHashes] chunks of [block.ChunkBlocks]. Many may be
+// called at once. Cancelling ctx ends the session.
+func (s *Session) Compare(ctx context.Context, point block.Seq, extent block.Extent, hashes []block.Hash) (differ []bool, err error) {
+	answer := make(chan Differ, 1)
+	number := s.open(answer)
+	defer s.close(number)
+	h := Hashes{Point: point, Extent: extent, Question: number, Hashes: hashes}
+	if err := h.Validate(); err != nil {
+		return nil, fmt.Errorf("compare %v with point %v: %w", extent, point, err)
+	}
+	if err := s.limit.wait(ctx, s.done, headerSize+hashesHeader+len(hashes)*hashSize); err != nil {
+		return nil, s.failure("compare", err)
+	}
+	if err := s.send(ctx, "compare", h); err != nil {
+		return nil, err
+	}
+	select {
+	case d := <-answer:
+		if len(d.Differ) != len(hashes) {
+			s.fail(fmt.Errorf("%w: %d answers about %d hashes", ErrProtocol, len(d.Differ), len(hashes)))
+			return nil, s.failure("compare", ErrClosed)
+		}
+		return d.Differ, nil
+	case <-ctx.Done(): // an answer that comes later must not meet another question of the same number
+		s.fail(context.Cause(ctx))
+		return nil, s.failure("compare", ErrClosed)
+	case <-s.done:
+		return nil, s.failure("compare", ErrClosed)
+	}
+}
+
+// open gives a question a number that no other open one has.
+func (s *Session) open(answer chan Differ) uint16 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		s.question++
+		if s.questions[s.question] == nil {
+			s.questions[s.question] = answer
+			return s.question
+		}
+	}
+}
+
+func (s *Session) close(question uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.questions, question)
+}
+
+// answered hands an answer to who asked.
+func (s *Session) answered(d Differ) {
+	s.mu.Lock()
+	answer := s.questions[d.Question]
+	delete(s.questions, d.Question)
+	s.mu.Unlock()
+	if answer == nil {
+		s.fail(fmt.Errorf("%w: an answer to question %d, which nobody asked", ErrProtocol, d.Question))
+		return
+	}
+	answer <- d // it has room for one
 }
 
 // Commit completes an epoch of so many runs, all of whose Puts have returned,
@@ -350,7 +422,7 @@ func (s *Session) failure(verb string, other error) error {
 // read takes what the server sends on one connection, until it ends.
 func (s *Session) read(c *clientConn, control bool) {
 	defer close(c.end)
-	want := []Type{TypeError, TypeAlive}
+	want := []Type{TypeError, TypeAlive, TypeDiffer}
 	if control {
 		want = append(want, TypeAck, TypeRetracted)
 	}
@@ -362,6 +434,8 @@ func (s *Session) read(c *clientConn, control bool) {
 		}
 		switch m := m.(type) {
 		case Alive:
+		case Differ:
+			s.answered(m)
 		case *RefusedError:
 			s.fail(m)
 			return
