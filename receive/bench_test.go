@@ -2,6 +2,7 @@ package receive_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -16,6 +17,10 @@ type nowhere struct{}
 
 func (nowhere) Begin(context.Context, string, uint64, []block.Disk) (receive.Writer, block.Point, error) {
 	return nowhere{}, block.Point{}, nil
+}
+
+func (nowhere) At(context.Context, string, block.Seq) (receive.View, error) {
+	return nil, errors.ErrUnsupported
 }
 func (nowhere) Append(context.Context, block.Seq, uint64, block.Run) error     { return nil }
 func (nowhere) Commit(context.Context, block.Point, uint64, block.Flags) error { return nil }

@@ -2,6 +2,7 @@ package receive
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -16,6 +17,16 @@ type Store interface {
 	// Begin makes the one writer of the source server's replica, fences the
 	// earlier ones, and says which point is the last.
 	Begin(ctx context.Context, server string, generation uint64, disks []block.Disk) (Writer, block.Point, error)
+
+	// At opens the source server's disks as they were at a committed point; store.View
+	// says what is promised.
+	At(ctx context.Context, server string, point block.Seq) (View, error)
+}
+
+// A View is all disks of a replica at a point. Disk may be called at once, and
+// its results read at once.
+type View interface {
+	Disk(id block.DiskID) (io.ReaderAt, error)
 }
 
 // A Writer takes the epochs of one session; store.Writer says what is promised.

@@ -137,6 +137,15 @@ func TestServer_GarbageFromAnAgent(t *testing.T) {
 				w.Write(wire.Run{Epoch: e + 1, Run: zero})
 			}
 		},
+		"hashes of no point": func(c *tls.Conn, w *wire.Conn) {
+			w.Write(wire.Hashes{Point: 1, Extent: block.Extent{Disk: 1, Count: 1}, Hashes: make([]block.Hash, 1)})
+		},
+		"hashes of no disk": func(c *tls.Conn, w *wire.Conn) {
+			w.Write(wire.Hashes{Point: 1, Extent: block.Extent{Disk: 2, Count: 1}, Hashes: make([]block.Hash, 1)})
+		},
+		"hashes behind the end": func(c *tls.Conn, w *wire.Conn) {
+			w.Write(wire.Hashes{Point: 1, Extent: block.Extent{Disk: 1, Start: 1020, Count: 16}, Hashes: make([]block.Hash, 1)})
+		},
 		"fewer than sent": func(c *tls.Conn, w *wire.Conn) {
 			w.Write(wire.Run{Epoch: 1, Run: zero})
 			w.Write(wire.Run{Epoch: 1, Ordinal: 1, Run: zero})

@@ -48,7 +48,7 @@ func storeRefusal(err error) *wire.RefusedError {
 	case isCorrupt(err):
 		return &wire.RefusedError{Code: wire.Corrupt, Message: "the replica of this source server is damaged",
 			Hint: "run `rehost store verify` on the replication server; replication may have to start afresh"}
-	case errors.Is(err, block.ErrBadRun), errors.Is(err, store.ErrIncomplete), errors.Is(err, store.ErrCommitted):
+	case errors.Is(err, block.ErrBadRun), errors.Is(err, store.ErrIncomplete), errors.Is(err, store.ErrCommitted), errors.Is(err, store.ErrNoPoint):
 		return &wire.RefusedError{Code: wire.Protocol, Message: err.Error()}
 	}
 	return &wire.RefusedError{Code: wire.Internal, Message: "the replication server could not store the data",

@@ -3,6 +3,7 @@ package receive
 import (
 	"context"
 	"errors"
+	"io"
 
 	"rehost/block"
 	"rehost/store"
@@ -40,6 +41,24 @@ func (r *replicas) Begin(ctx context.Context, server string, generation uint64, 
 	last, _ := replica.Latest()
 	return w, last.Point, nil
 }
+
+// At is the replica's.
+func (r *replicas) At(ctx context.Context, server string, point block.Seq) (View, error) {
+	replica, err := r.store.Replica(ctx, server)
+	if err != nil {
+		return nil, err
+	}
+	v, err := replica.At(point)
+	if err != nil {
+		return nil, err
+	}
+	return view{v}, nil
+}
+
+type view struct{ *store.View }
+
+// Disk implements [View].
+func (v view) Disk(id block.DiskID) (io.ReaderAt, error) { return v.View.Disk(id) }
 
 func isCorrupt(err error) bool {
 	var corrupt *store.CorruptError

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,7 @@ type session struct {
 	joined    [wire.MaxConnections]bool
 	committed block.Seq
 	runs      map[block.Seq]uint64 // appended, of epochs after committed
+	bases     map[block.Seq]*base  // points that the agent compares with
 	arrived   chan struct{}        // closed and replaced when runs changes
 	progress  Progress
 	posted    time.Time // when progress was passed on last for runs alone
@@ -62,6 +64,7 @@ func newSession(s *Server, agent Agent, hello wire.Hello, disks []block.Disk, w 
 		server: s, agent: agent, count: hello.Count, disks: map[block.DiskID]block.Disk{},
 		writer: w, last: last, log: log, ended: make(chan struct{}),
 		committed: last.Seq, runs: map[block.Seq]uint64{}, arrived: make(chan struct{}),
+		bases: map[block.Seq]*base{},
 	}
 	x.joined[0] = true
 	for _, d := range disks {
@@ -127,7 +130,7 @@ func (x *session) serve(c *conn, hello wire.Hello) error {
 	if err := c.Write(wire.Welcome{Last: x.last, Generation: x.agent.Generation, MaxFrame: wire.MaxFrame}); err != nil {
 		return err
 	}
-	want := []wire.Type{wire.TypeRun, wire.TypeAlive, wire.TypeError}
+	want := []wire.Type{wire.TypeRun, wire.TypeHashes, wire.TypeAlive, wire.TypeError}
 	if hello.Index == 0 {
 		want = append(want, wire.TypeCommit, wire.TypeRetract)
 	}
@@ -176,6 +179,8 @@ func (x *session) take(c *conn, m wire.Message) error {
 		return x.commit(c, m)
 	case wire.Retract:
 		return x.retract(c, m)
+	case wire.Hashes:
+		return x.compare(c, m)
 	case *wire.RefusedError:
 		return fmt.Errorf("the agent ended the session: %s: %s: %w", m.Code, m.Message, errAgentClosed)
 	}
@@ -303,6 +308,7 @@ func (x *session) retract(c *conn, m wire.Retract) error {
 	x.mu.Lock()
 	if m.After < x.committed {
 		x.committed = m.After
+		maps.DeleteFunc(x.bases, func(point block.Seq, _ *base) bool { return point > m.After })
 		x.progress.Point, x.progress.Consistent = block.Point{Seq: m.After}, false
 		x.report.post(x.progress, true)
 	}
