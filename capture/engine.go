@@ -60,6 +60,8 @@ type Engine struct {
 	pause, idle, deadline time.Duration
 	progress              int64
 
+	chunk uint64 // blocks of a hash
+
 	// Where the model comes in.
 	read  func(disk int, x block.Extent, buf []byte) error
 	now   func() time.Time
@@ -69,6 +71,8 @@ type Engine struct {
 	todo    *Set          // to be read
 	staged  *Set          // read since the last commit
 	doubt   *Set          // committed since the last clean audit
+	foreign *Set          // not sent by this engine, and perhaps as it was at base; nil: nothing is
+	base    block.Seq     // the point that the replica was at
 	synced  bool          // every block has been committed once
 	started bool          // Run was called
 	clean   block.Seq     // the last point under a clean audit
@@ -145,7 +149,7 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 	e := &Engine{
 		disks: o.Disks, layout: l, tracker: t, log: o.Log,
 		workers: o.Readers, pause: o.Pause, idle: o.Idle, deadline: o.Deadline, progress: o.Progress,
-		now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
+		chunk: block.ChunkBlocks, now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
 	}
 	e.compare, _ = t.(comparer)
 	if e.log == nil {
@@ -185,6 +189,7 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	ep := &epoch{sink: sink}
 	ep.point.Seq = last + 1
 	e.meet(last)
+	ep.comparer = e.comparable(sink, last)
 	e.next = e.pause
 	e.status.began()
 	for {
@@ -234,6 +239,7 @@ func (e *Engine) meet(last block.Seq) {
 	switch {
 	case !e.started: // earlier points are not this engine's to doubt
 		e.started, e.clean = true, last
+		e.expect(last)
 	case last == e.acked, last > e.acked && last == e.asked:
 	case last >= e.clean && last < e.acked && last > 0:
 		e.log.Warn("the replica has fewer epochs than it acknowledged; sending them again", "last", last, "acknowledged", e.acked)
@@ -247,6 +253,7 @@ func (e *Engine) meet(last block.Seq) {
 		e.again(all)
 		e.synced, e.clean = false, last
 		e.doubt.clear()
+		e.expect(last)
 		e.status.restarted()
 	}
 	e.acked, e.asked = last, last
@@ -300,9 +307,9 @@ func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error
 	return nil
 }
 
-// mistrust withdraws the points that may lack a change. The disk is read whole,
-// and so is everything that the points withdrawn held of any disk: on the other
-// side it is again what it was before them.
+// mistrust withdraws the points that may lack a change. The disk is read whole and
+// compared, and so is everything that the points withdrawn held of any disk: on
+// the other side it is again what it was before them.
 func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 	e.log.Error("withdrawing recovery points", "after", e.clean, "reason", a.Error())
 	e.status.mistrusted(a)
@@ -324,6 +331,9 @@ func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 	}
 	e.doubt.clear()
 	e.acked, e.asked = e.clean, e.clean
+	if ep.comparer != nil {
+		e.expect(e.clean)
+	}
 	return nil
 }
 

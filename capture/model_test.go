@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -39,6 +40,7 @@ type variant struct {
 	noPending, pendingLate, scanEarly bool
 	rollback                          float64 // the other side loses points between two sessions
 	mistaken                          bool    // and says that it has them
+	there                             bool    // the other side has a replica from before, some of it right
 	mutant                            bool
 }
 
@@ -48,6 +50,8 @@ var variants = []variant{
 	{name: "requeues and lost completions", requeue: .02, lostComplete: .02},
 	{name: "points lost by the other side", rollback: .3},
 	{name: "M points lost by the other side unnoticed", rollback: .3, mistaken: true, mutant: true},
+	{name: "a replica from before", there: true, requeue: .02, rollback: .1},
+	{name: "M no conflict test in a rescan", there: true, noConflictTest: true, mutant: true},
 	{name: "M no conflict test", noConflictTest: true, mutant: true},
 	{name: "M conflict test before the read", conflictFirst: true, mutant: true},
 	{name: "M filter marked after the data landed", markLate: true, mutant: true},
@@ -120,8 +124,9 @@ type model struct {
 	replica  [modelDisks][modelBlocks]int32
 	last     block.Seq
 	backups  []modelBackup
-	loss     float64 // of a session, at each Put and Commit
-	pauses   int     // the longest, in steps
+	bases    map[block.Seq][modelDisks][modelBlocks]int32 // the replica at the begin of sessions
+	loss     float64                                      // of a session, at each Put and Commit
+	pauses   int                                          // the longest, in steps
 	points   int
 	progress int
 	bad      string
@@ -418,17 +423,22 @@ var noise = func() []byte {
 	return b
 }()
 
+// blockOf is what a block holds after write id; before any it is zero.
+func blockOf(p []byte, id int32) {
+	if id == 0 {
+		clear(p)
+		return
+	}
+	copy(p, noise)
+	binary.LittleEndian.PutUint64(p, uint64(id))
+}
+
 func (m *model) read(disk int, x block.Extent, buf []byte) error {
 	m.asked = m.conflict(disk, int(x.Start), int(x.Count))
 	for i := range int(x.Count) {
 		b := int(x.Start) + i
 		id := m.dev[disk][b]
-		if p := buf[i*block.Size:][:block.Size]; id == 0 {
-			clear(p)
-		} else {
-			copy(p, noise)
-			binary.LittleEndian.PutUint64(p, uint64(id))
-		}
+		blockOf(buf[i*block.Size:][:block.Size], id)
 		m.yield()
 		if m.v.clearAfterRead {
 			m.dirty[disk][b] = false
@@ -486,6 +496,38 @@ func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags bloc
 	return nil
 }
 
+// Compare hashes block by block what the other side had.
+func (m *model) Compare(_ context.Context, point block.Seq, x block.Extent, hashes []block.Hash) ([]bool, error) {
+	m.yield()
+	if m.chance(m.loss) {
+		return nil, errModelLost
+	}
+	then, ok := m.bases[point]
+	if !ok {
+		m.bad = fmt.Sprintf("compared with point %v, which is not there", point)
+	}
+	differ := make([]bool, len(hashes))
+	var b [block.Size]byte
+	for i := range hashes {
+		blockOf(b[:], then[x.Disk][int(x.Start)+i])
+		differ[i] = block.AppendHashes(nil, b[:], 1)[0] != hashes[i]
+	}
+	return differ, nil
+}
+
+// before gives the other side a replica of which some blocks are as the disks are
+// and the others are nobody's.
+func (m *model) before() {
+	m.last = 3
+	for d := range modelDisks {
+		for b := range modelBlocks {
+			if m.chance(.5) {
+				m.replica[d][b] = -1
+			}
+		}
+	}
+}
+
 // ---- the run
 
 // roll makes the other side what it was some time before, or empty.
@@ -504,7 +546,7 @@ type modelStopped struct{}
 
 // simulate runs one seed and returns the model at its end, or at the first violation.
 func simulate(v *variant, seed uint64, steps int64) *model {
-	m := &model{v: v, r: rand.New(rand.NewPCG(seed, 0)), staged: map[uint64]block.Run{}}
+	m := &model{v: v, r: rand.New(rand.NewPCG(seed, 0)), staged: map[uint64]block.Run{}, bases: map[block.Seq][modelDisks][modelBlocks]int32{}}
 	m.writes = []modelWrite{{-1, -1, 0}}
 	m.loss = []float64{0, .002, .02}[m.r.IntN(3)]
 	m.slow = []float64{.02, .1, .4}[m.r.IntN(3)]
@@ -517,9 +559,12 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 	for i := range m.r.IntN(4) {
 		m.random(i % 2)
 	}
+	if v.there {
+		m.before()
+	}
 	disks := []block.Disk{{ID: 0, Size: modelBlocks * block.Size}, {ID: 1, Size: modelBlocks * block.Size}}
 	e := newEngine(Options{Disks: disks, Readers: 1, Progress: 7 * block.Size}, newLayout(disks, 0), m)
-	e.read = m.read
+	e.read, e.chunk = m.read, 1
 	e.sleep = func(context.Context, time.Duration) error {
 		for range m.r.IntN(m.pauses) {
 			m.yield()
@@ -538,6 +583,8 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 			}
 		}
 		for {
+			maps.DeleteFunc(m.bases, func(point block.Seq, _ [modelDisks][modelBlocks]int32) bool { return point > m.last })
+			m.bases[m.last] = m.replica
 			if err := e.Run(context.Background(), m, m.last); !errors.Is(err, errModelLost) {
 				panic(err)
 			}

@@ -23,16 +23,18 @@ const (
 
 // An epoch is what goes to the sink under one number.
 type epoch struct {
-	sink  Sink
-	point block.Point
-	runs  atomic.Uint64 // put so far
-	bytes atomic.Int64  // payload put so far
+	sink     Sink
+	comparer Comparer // the sink, if it is one
+	point    block.Point
+	runs     atomic.Uint64 // put so far
+	bytes    atomic.Int64  // payload put so far
 }
 
 // A piece is what a reader takes: granules one behind the other.
 type piece struct {
 	disk     int
 	first, n uint64
+	foreign  bool // the replica may hold it already
 }
 
 // round cuts an instant T and reads everything that may differ from the replica
@@ -57,7 +59,7 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 		if err := e.drain(ctx, ep); err != nil {
 			return false, err
 		}
-		if e.todo.count > 0 { // only while the first copy is under way
+		if e.todo.count > 0 { // only while the first copy or a rescan is under way
 			if err := e.commit(ctx, ep, 0); err != nil {
 				return false, err
 			}
@@ -71,11 +73,19 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 }
 
 // drain reads and puts what is to be read, by several readers: all of it, or,
-// during the first copy, so much that committing it as progress is worth while.
+// during the first copy and a rescan, so much that committing it as progress is
+// worth while.
 func (e *Engine) drain(ctx context.Context, ep *epoch) error {
 	l := &leg{e: e, hot: e.hotPieces(), room: ^uint64(0)}
-	if !e.synced {
-		l.room = max(1, uint64(e.progress)/block.Size>>e.layout.shift)
+	if e.foreign != nil && e.foreign.count == 0 {
+		e.foreign = nil
+	}
+	progress := e.progress
+	if e.foreign != nil {
+		progress = min(progress, rescanProgress)
+	}
+	if !e.synced || e.foreign != nil {
+		l.room = max(1, uint64(progress)/block.Size>>e.layout.shift)
 	}
 	if e.workers <= 1 {
 		return e.reader(ctx, ep, l, e.buffers[0])
@@ -109,6 +119,9 @@ func (l *leg) take() (p piece, ok bool) {
 	}
 	lo := l.e.layout.bit(p.disk, p.first)
 	l.e.todo.remove(lo, lo+p.n)
+	if l.e.foreign != nil {
+		l.e.foreign.remove(lo, lo+p.n)
+	}
 	l.e.staged.Add(p.disk, p.first, p.n)
 	l.room -= min(l.room, p.n)
 	return p, true
@@ -122,21 +135,24 @@ func (l *leg) cold() (piece, bool) {
 	}
 	disk, first := lay.disk(lo)
 	end := lay.bit(disk, lay.disks[disk].granules)
-	most, gap := uint64(batchBlocks)>>lay.shift, uint64(gapBlocks)>>lay.shift
-	hi := lo + 1
+	most, gap := min(uint64(batchBlocks)>>lay.shift, l.room), uint64(gapBlocks)>>lay.shift
+	hi, foreign := lo+1, l.e.isForeign(lo)
 	for hi < end && hi-lo < most {
 		if set.has(hi) {
+			if l.e.isForeign(hi) != foreign {
+				break
+			}
 			hi++
 			continue
 		}
 		next, ok := set.next(hi)
-		if !ok || next-hi > gap || next >= end {
+		if foreign || !ok || next-hi > gap || next >= end {
 			break
 		}
 		hi = next
 	}
 	l.from = hi
-	return piece{disk, first, hi - lo}, true
+	return piece{disk, first, hi - lo, foreign}, true
 }
 
 // hotPieces are the parts of todo that conflicted lately.
@@ -155,7 +171,7 @@ func (e *Engine) hotPieces() (out []piece) {
 			out[n-1].n++
 			continue
 		}
-		out = append(out, piece{disk, g, 1})
+		out = append(out, piece{disk: disk, first: g, n: 1})
 	}
 	return out
 }
@@ -169,14 +185,31 @@ func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) erro
 		if !ok {
 			return nil
 		}
-		if err := e.copyPiece(ctx, ep, p, buf); err != nil {
+		carry := e.copyPiece
+		if p.foreign {
+			carry = e.comparePiece
+		}
+		if err := carry(ctx, ep, p, buf); err != nil {
 			return err
 		}
 	}
 }
 
-// copyPiece reads a piece run by run, asks after each read whether it came too
-// late, and puts it. Zeros one behind the other become one run.
+// readRun reads granules of one run and asks, after the read, whether it came too
+// late.
+func (e *Engine) readRun(disk int, first, n uint64, buf []byte) ([]byte, error) {
+	x := e.layout.extent(disk, first, n)
+	data := buf[:x.Bytes()]
+	if err := e.read(disk, x, data); err != nil {
+		return nil, err
+	}
+	if e.tracker.Conflict(disk, first, n) {
+		e.conflict(disk, first, n)
+	}
+	return data, nil
+}
+
+// copyPiece reads a piece run by run and puts it. Zeros one behind the other become one run.
 func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) error {
 	var zeros block.Extent
 	flush := func() error {
@@ -192,12 +225,9 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 		n := min(p.n, most)
 		x := e.layout.extent(p.disk, p.first, n)
 		x.Disk = e.disks[p.disk].ID
-		data := buf[:x.Bytes()]
-		if err := e.read(p.disk, x, data); err != nil {
+		data, err := e.readRun(p.disk, p.first, n, buf)
+		if err != nil {
 			return err
-		}
-		if e.tracker.Conflict(p.disk, p.first, n) {
-			e.conflict(p.disk, p.first, n)
 		}
 		e.status.read(p.disk, x.Bytes())
 		if e.compare == nil || !e.compare.same(p.disk, p.first, n, data) {

@@ -108,6 +108,16 @@ func (s *Set) addAll(o *Set) {
 	}
 }
 
+// removeAll removes what is in another set of the same layout.
+func (s *Set) removeAll(o *Set) {
+	for i, v := range o.some {
+		for ; v != 0; v &= v - 1 {
+			w := i*64 + bits.TrailingZeros64(v)
+			s.removeWord(w, o.words[w])
+		}
+	}
+}
+
 func (s *Set) clear() {
 	for i, v := range s.some {
 		for ; v != 0; v &= v - 1 {

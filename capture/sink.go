@@ -32,3 +32,13 @@ type Retractor interface {
 type Limiter interface {
 	SetBandwidth(bytesPerSecond int64)
 }
+
+// A Comparer is a [Sink] whose other side may hold much of a replica already, as
+// after a reboot, and can say what of it has another content.
+type Comparer interface {
+	// Compare says for each chunk of an extent, of block.ChunkBlocks but the last,
+	// whether its hash is another at the point, which is at or before the last one
+	// of the session's begin. Many are called at once; an extent has at most 256
+	// chunks.
+	Compare(ctx context.Context, point block.Seq, extent block.Extent, hashes []block.Hash) (differ []bool, err error)
+}
