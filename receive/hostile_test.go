@@ -247,9 +247,9 @@ func TestServer_DeafAgent(t *testing.T) {
 func TestServer_AnotherVersion(t *testing.T) {
 	x := newSite(t)
 	c := x.raw()
-	c.Write([]byte(wire.Magic + "\x00\x02\x00\x00"))
+	c.Write([]byte{'R', 'E', 'H', 'O', 'S', 'T', '\r', '\n', 0, wire.Version + 1, 0, 0})
 	got, err := io.ReadAll(c)
-	if want := wire.Magic + "\x00\x01\x00\x00"; string(got) != want {
+	if want := wire.Magic + string([]byte{0, wire.Version, 0, 0}); string(got) != want {
 		t.Errorf("got %q, %v, want the server's own preface and the end", got, err)
 	}
 	c = x.raw()

@@ -271,7 +271,7 @@ func TestConn_Preface(t *testing.T) {
 		at      int
 		value   byte
 		version bool
-	}{"magic": {0, 'r', false}, "line end": {6, '\n', false}, "version": {9, 2, true}, "reserved": {11, 1, false}} {
+	}{"magic": {0, 'r', false}, "line end": {6, '\n', false}, "version": {9, Version + 1, true}, "reserved": {11, 1, false}} {
 		bad := bytes.Clone(good)
 		bad[c.at] = c.value
 		err := NewConn(bytes.NewBuffer(bad)).ReadPreface()
