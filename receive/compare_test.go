@@ -2,13 +2,14 @@ package receive_test
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"rehost/block"
+	"rehost/receive"
 	"rehost/wire"
 )
 
@@ -77,22 +78,38 @@ func TestServer_Compares(t *testing.T) {
 	wantCode(t, err, wire.Protocol) // a point that was withdrawn
 }
 
+// slowView is a store that takes its time to open a point.
+type slowView struct {
+	receive.Store
+	asked, open chan struct{}
+}
+
+func (s slowView) At(ctx context.Context, server string, point block.Seq) (receive.View, error) {
+	close(s.asked)
+	<-s.open
+	return s.Store.At(ctx, server, point)
+}
+
 // TestSession_CompareCancelled: an answer that nobody waits for must not be taken
 // for that to another question.
 func TestSession_CompareCancelled(t *testing.T) {
-	x, r, m := newSite(t), seeded(t), newModel()
+	slow := slowView{asked: make(chan struct{}), open: make(chan struct{})}
+	x, r, m := newSite(t, func(c *receive.Config) { slow.Store, c.Store = c.Store, &slow }), seeded(t), newModel()
 	s := x.dial()
 	if err := send(t.Context(), s, r, 1, m.epoch(r, 5), block.Consistent); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Compare(ctx, 1, block.Extent{Disk: 1, Count: 1}, make([]block.Hash, 1))
+		done <- err
+	}()
+	<-slow.asked
 	cancel()
-	if _, err := s.Compare(ctx, 1, block.Extent{Disk: 1, Count: 1}, make([]block.Hash, 1)); err == nil {
-		t.Error("a question that was cancelled was answered")
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("a question that was cancelled: got %v", err)
 	}
-	select {
-	case <-s.Done():
-	case <-time.After(10 * time.Second):
-		t.Error("the session outlived a question that was cancelled")
-	}
+	<-s.Done()
+	close(slow.open)
 }
