@@ -116,7 +116,7 @@ func (c *call) authorize(in any) error {
 
 func (c *call) allow(action, arn string, circumstances policy.Context) error {
 	decision := c.server.Identity.Authorize(c.caller.Principal, action, arn, circumstances)
-	c.reason = decision.Reason
+	c.reason = decision.Reason()
 	if decision.Allowed {
 		return nil
 	}

@@ -425,7 +425,7 @@ func BenchmarkVerify(b *testing.B) {
 				}
 				arn := "arn:aws:mgn:eu-west-1:" + who.Account + ":source-server/s-00000000000000001"
 				if d := v.directory.Authorize(who, "mgn:GetAgentCommandForMgn", arn, nil); !d.Allowed {
-					b.Fatal(d.Reason)
+					b.Fatal(d.Reason())
 				}
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")

@@ -37,14 +37,14 @@ type Directory struct {
 // A heldUser is a user together with its parsed policies.
 type heldUser struct {
 	User
-	layers []policy.Layer
+	policies policy.Policies
 }
 
 // A heldRole is a role together with its parsed policies.
 type heldRole struct {
 	Role
-	trust  *policy.Document
-	layers []policy.Layer
+	trust    *policy.Document
+	policies policy.Policies
 }
 
 // An Options says what a directory stands on.
@@ -121,8 +121,8 @@ func appendJSON[T any](list *[]T, value []byte) error {
 }
 
 func (d *Directory) holdUser(u User) (*heldUser, error) {
-	layers, err := d.layers(u.Attached, u.Inline, u.Boundary)
-	return &heldUser{User: u, layers: layers}, err
+	policies, err := d.policiesOf(u.Attached, u.Inline, u.Boundary)
+	return &heldUser{User: u, policies: policies}, err
 }
 
 func (d *Directory) holdRole(r Role) (*heldRole, error) {
@@ -130,34 +130,31 @@ func (d *Directory) holdRole(r Role) (*heldRole, error) {
 	if err != nil {
 		return nil, err
 	}
-	layers, err := d.layers(r.Attached, r.Inline, r.Boundary)
-	return &heldRole{Role: r, trust: trust, layers: layers}, err
+	policies, err := d.policiesOf(r.Attached, r.Inline, r.Boundary)
+	return &heldRole{Role: r, trust: trust, policies: policies}, err
 }
 
-// layers parses what a user or role may do.
-func (d *Directory) layers(attached []string, inline map[string]string, boundary string) ([]policy.Layer, error) {
-	own := policy.Layer{Name: "identity policies"}
+// policiesOf parses what a user or role may do.
+func (d *Directory) policiesOf(attached []string, inline map[string]string, boundary string) (out policy.Policies, err error) {
 	for _, arn := range attached {
 		doc := d.policies[arn]
 		if doc == nil {
-			return nil, fmt.Errorf("policy %s: %w", arn, ErrNotFound)
+			return out, fmt.Errorf("policy %s: %w", arn, ErrNotFound)
 		}
-		own.Documents = append(own.Documents, doc)
+		out.Identity = append(out.Identity, doc)
 	}
 	for _, name := range slices.Sorted(maps.Keys(inline)) {
 		doc, err := policy.Parse(policy.Identity, "inline policy "+name, inline[name])
 		if err != nil {
-			return nil, fmt.Errorf("inline policy %s: %w", name, err)
+			return out, fmt.Errorf("inline policy %s: %w", name, err)
 		}
-		own.Documents = append(own.Documents, doc)
+		out.Identity = append(out.Identity, doc)
 	}
-	out := []policy.Layer{own}
 	if boundary != "" {
-		doc := d.policies[boundary]
-		if doc == nil {
-			return nil, fmt.Errorf("permissions boundary %s: %w", boundary, ErrNotFound)
+		out.Boundary = d.policies[boundary]
+		if out.Boundary == nil {
+			return out, fmt.Errorf("permissions boundary %s: %w", boundary, ErrNotFound)
 		}
-		out = append(out, policy.Layer{Name: "permissions boundary", Documents: []*policy.Document{doc}})
 	}
 	return out, nil
 }
@@ -435,37 +432,34 @@ func (d *Directory) Authorize(p *Principal, action, resource string, c policy.Co
 	now := d.now().UTC()
 	c.Set("aws:CurrentTime", now.Format(time.RFC3339))
 	c.Set("aws:EpochTime", fmt.Sprint(now.Unix()))
-	layers, err := d.layersOf(p)
+	policies, err := d.policiesFor(p)
 	if err != nil {
-		return policy.Decision{Explicit: true, Reason: err.Error()}
+		return policy.Refuse("%v", err)
 	}
-	return policy.Decide(layers, policy.Request{Action: action, Resource: resource, Context: c})
+	return policy.Evaluate(&policy.Request{Principal: p.asNamed(), Action: action, Resource: resource, Context: c, Policies: policies})
 }
 
-// layersOf collects the policies of a principal; one that is gone has none.
-func (d *Directory) layersOf(p *Principal) ([]policy.Layer, error) {
+// policiesFor collects the policies of a principal; one that is gone has none.
+func (d *Directory) policiesFor(p *Principal) (out policy.Policies, err error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if p.Kind == UserPrincipal {
 		if u := d.users[p.Name]; u != nil && u.ID == p.UserID {
-			return u.layers, nil
+			return u.policies, nil
 		}
-		return nil, nil
+		return out, nil
 	}
 	role := d.roles[p.Name]
 	if role == nil {
-		return nil, nil
+		return out, nil
 	}
-	if len(p.sessionPolicies) == 0 {
-		return role.layers, nil
-	}
-	session := policy.Layer{Name: "session policies"}
+	out = role.policies
 	for _, text := range p.sessionPolicies {
 		doc, err := policy.Parse(policy.Identity, "session policy", text)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
-		session.Documents = append(session.Documents, doc)
+		out.Session = append(out.Session, doc)
 	}
-	return append(slices.Clone(role.layers), session), nil
+	return out, nil
 }

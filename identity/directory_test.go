@@ -87,8 +87,12 @@ func TestDirectory_Bootstrap(t *testing.T) {
 	if want := "arn:aws:iam::" + w.Account().ID + ":user/admin"; p.ARN != want || p.Temporary() {
 		t.Errorf("got %+v, want %s", p, want)
 	}
-	if d := w.Authorize(p, "mgn:StartTest", server, nil); !d.Allowed || !strings.Contains(d.Reason, "AdministratorAccess") {
+	own := strings.Replace(server, "111122223333", w.Account().ID, 1)
+	if d := w.Authorize(p, "mgn:StartTest", own, nil); !d.Allowed || !strings.Contains(d.Reason(), "AdministratorAccess") {
 		t.Errorf("got %+v", d)
+	}
+	if d := w.Authorize(p, "mgn:StartTest", server, nil); d.Allowed {
+		t.Errorf("an administrator of another account: got %+v", d)
 	}
 }
 
@@ -311,7 +315,7 @@ func TestDirectory_Expiring(t *testing.T) {
 		t.Errorf("in time: %+v", d)
 	}
 	w.clock = w.clock.Add(24 * time.Hour)
-	if d := w.Authorize(p, "mgn:RegisterAgentForMgn", "*", nil); d.Allowed || !strings.Contains(d.Reason, "permissions boundary") {
+	if d := w.Authorize(p, "mgn:RegisterAgentForMgn", "*", nil); d.Allowed || !strings.Contains(d.Reason(), "permissions boundary") {
 		t.Errorf("too late: %+v", d)
 	}
 }

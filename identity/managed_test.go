@@ -15,7 +15,9 @@ func allows(d *policy.Document, action, resource string, c policy.Context) bool 
 	if c == nil {
 		c = policy.Context{}
 	}
-	return policy.Decide([]policy.Layer{{Name: "test", Documents: []*policy.Document{d}}}, policy.Request{Action: action, Resource: resource, Context: c}).Allowed
+	return policy.Evaluate(&policy.Request{
+		Action: action, Resource: resource, Context: c, Policies: policy.Policies{Identity: []*policy.Document{d}},
+	}).Allowed
 }
 
 // operationNames reads a model's operations, so that policies and models stay together.

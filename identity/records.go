@@ -89,6 +89,11 @@ type Principal struct {
 // Temporary is whether the principal's credentials expire.
 func (p *Principal) Temporary() bool { return !p.Expires.IsZero() }
 
+// asNamed is the principal as policies of resources may name it.
+func (p *Principal) asNamed() policy.Principal {
+	return policy.Principal{Kind: "AWS", Value: p.ARN, Parent: p.role, ID: p.UserID}
+}
+
 // context puts what is known of the principal.
 func (p *Principal) context(c policy.Context) {
 	c.Set("aws:PrincipalArn", p.ARN)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"regexp"
 	"strconv"
@@ -35,6 +34,7 @@ func (c Context) single(key string) (string, bool) {
 // A condition is one line of a Condition block: operator, key, values.
 type condition struct {
 	operator operator
+	deny     bool // it belongs to a Deny
 	forAll   bool // ForAllValues:
 	forAny   bool // ForAnyValue:
 	ifExists bool // true of an absent key
@@ -43,7 +43,24 @@ type condition struct {
 }
 
 // A test compares a context value with one value of the document.
-type test func(value string, c Context) bool
+type test func(value string, c Context) verdict
+
+// A verdict is what a test finds. A value that is not of the operator's type
+// is unreadable: with it an Allow does not apply, and a Deny does.
+type verdict byte
+
+const (
+	differs verdict = iota
+	fits
+	unreadable
+)
+
+func verdictOf(fit bool) verdict {
+	if fit {
+		return fits
+	}
+	return differs
+}
 
 // An operator is one kind of comparison. Negated ones hold when no value of
 // the document fits, and of an absent key.
@@ -70,12 +87,12 @@ var operators = map[string]operator{
 	"ArnNotLike":                {compile: arnLike, expands: true, negated: true},
 	"Bool":                      {compile: boolEquals},
 	"BinaryEquals":              {compile: binaryEquals},
-	"NumericEquals":             {compile: numeric(func(a, b float64) bool { return a == b })},
-	"NumericNotEquals":          {compile: numeric(func(a, b float64) bool { return a == b }), negated: true},
-	"NumericLessThan":           {compile: numeric(func(a, b float64) bool { return a < b })},
-	"NumericLessThanEquals":     {compile: numeric(func(a, b float64) bool { return a <= b })},
-	"NumericGreaterThan":        {compile: numeric(func(a, b float64) bool { return a > b })},
-	"NumericGreaterThanEquals":  {compile: numeric(func(a, b float64) bool { return a >= b })},
+	"NumericEquals":             {compile: numeric(func(c int) bool { return c == 0 })},
+	"NumericNotEquals":          {compile: numeric(func(c int) bool { return c == 0 }), negated: true},
+	"NumericLessThan":           {compile: numeric(func(c int) bool { return c < 0 })},
+	"NumericLessThanEquals":     {compile: numeric(func(c int) bool { return c <= 0 })},
+	"NumericGreaterThan":        {compile: numeric(func(c int) bool { return c > 0 })},
+	"NumericGreaterThanEquals":  {compile: numeric(func(c int) bool { return c >= 0 })},
 	"DateEquals":                {compile: date(func(c int) bool { return c == 0 })},
 	"DateNotEquals":             {compile: date(func(c int) bool { return c == 0 }), negated: true},
 	"DateLessThan":              {compile: date(func(c int) bool { return c < 0 })},
@@ -93,20 +110,26 @@ var keyForm = regexp.MustCompile(`^[A-Za-z0-9-]+:[A-Za-z0-9._:/=+@ -]+$`)
 // operator they would give an answer that nobody can predict.
 var multivalued = map[string]bool{"aws:tagkeys": true, "aws:calledvia": true}
 
-func (p *parser) conditions(value any) (out []condition, err error) {
-	block, ok := value.(object)
+func (p *parser) conditions(n node) (out []condition, err error) {
+	block, ok := n.value.(object)
 	if !ok {
-		return nil, errors.New("the Condition is not an object")
+		return nil, p.fail(n, "not an object")
 	}
-	for name, value := range block.each {
-		keys, ok := value.(object)
+	for _, operator := range block {
+		keys, ok := operator.value.(object)
 		if !ok {
-			return nil, fmt.Errorf("condition %s is not an object", name)
+			return nil, p.fail(operator.node, "not an object")
 		}
-		for key, value := range keys.each {
-			c, err := p.condition(name, key, value)
+		seen := map[string]bool{}
+		for _, m := range keys {
+			key := strings.ToLower(m.name)
+			if seen[key] {
+				return nil, p.fail(m.node, "condition key %q stands twice; its case does not count", m.name)
+			}
+			seen[key] = true
+			c, err := p.condition(operator.name, m)
 			if err != nil {
-				return nil, fmt.Errorf("condition %s %q: %w", name, key, err)
+				return nil, p.at(m.node, err)
 			}
 			out = append(out, c)
 		}
@@ -114,25 +137,27 @@ func (p *parser) conditions(value any) (out []condition, err error) {
 	return out, nil
 }
 
-func (p *parser) condition(name, key string, value any) (c condition, err error) {
+func (p *parser) condition(name string, m member) (c condition, err error) {
 	name, c.forAll = strings.CutPrefix(name, "ForAllValues:")
 	if !c.forAll {
 		name, c.forAny = strings.CutPrefix(name, "ForAnyValue:")
 	}
 	base, ifExists := strings.CutSuffix(name, "IfExists")
 	operator, known := operators[base]
+	c.key = strings.ToLower(m.name)
 	switch {
 	case !known:
-		return c, errors.New("operator is not known")
+		return c, errors.New("the operator is not known")
 	case operator.null && (c.forAll || c.forAny || ifExists):
 		return c, errors.New("Null takes neither a set prefix nor IfExists")
-	case !keyForm.MatchString(key):
+	case !keyForm.MatchString(m.name):
 		return c, errors.New("not the name of a condition key")
-	case multivalued[strings.ToLower(key)] && !operator.null && !c.forAll && !c.forAny:
+	case multivalued[c.key] && !operator.null && !c.forAll && !c.forAny:
 		return c, errors.New("the key holds several values: put ForAllValues: or ForAnyValue: before the operator")
 	}
-	c.operator, c.ifExists, c.key = operator, ifExists, strings.ToLower(key)
-	list, err := scalars(value)
+	c.operator, c.ifExists, c.deny = operator, ifExists, p.deny
+	p.Document.keys = append(p.Document.keys, c.key)
+	list, err := scalars(m.node)
 	if err != nil {
 		return c, err
 	}
@@ -145,9 +170,12 @@ func (p *parser) condition(name, key string, value any) (c condition, err error)
 			return c, err
 		}
 		c.values = append(c.values, t)
-		if operator.negated && operator.expands {
+		if operator.expands {
 			whole, _ := compilePattern(s, p.variables)
-			p.needs = whole.variables(p.needs)
+			p.Document.keys = whole.keys(p.Document.keys, false)
+			if operator.negated {
+				p.needs = whole.keys(p.needs, true)
+			}
 		}
 	}
 	return c, nil
@@ -155,13 +183,9 @@ func (p *parser) condition(name, key string, value any) (c condition, err error)
 
 // scalars reads one value or a list of them as text; IAM accepts numbers and
 // booleans without quotes.
-func scalars(value any) (out []string, err error) {
-	list, ok := value.([]any)
-	if !ok {
-		list = []any{value}
-	}
-	for _, element := range list {
-		switch v := element.(type) {
+func scalars(n node) (out []string, err error) {
+	for _, element := range n.list() {
+		switch v := element.value.(type) {
 		case string:
 			out = append(out, v)
 		case bool:
@@ -169,7 +193,7 @@ func scalars(value any) (out []string, err error) {
 		case json.Number:
 			out = append(out, v.String())
 		default:
-			return nil, fmt.Errorf("%v is not a value", element)
+			return nil, errors.New("a value is neither text nor a number nor true nor false")
 		}
 	}
 	if len(out) == 0 {
@@ -178,35 +202,33 @@ func scalars(value any) (out []string, err error) {
 	return out, nil
 }
 
-// holds is whether the condition is true.
+// holds is whether the condition is true. Of several values of a plain
+// operator all have to satisfy an Allow, and any a Deny: AWS leaves open which.
 func (c *condition) holds(ctx Context) bool {
 	values := ctx[c.key]
 	switch {
 	case c.operator.null:
-		return c.values[0](strconv.FormatBool(len(values) == 0), ctx)
+		return c.values[0](strconv.FormatBool(len(values) == 0), ctx) == fits
 	case len(values) == 0:
 		return c.forAll || c.ifExists || c.operator.negated && !c.forAny
-	case c.forAny:
-		for _, v := range values {
-			if c.fits(v, ctx) {
-				return true
-			}
-		}
-		return false
 	}
+	one := c.forAny || !c.forAll && c.deny // is enough
 	for _, v := range values {
-		if !c.fits(v, ctx) {
-			return false
+		if c.satisfied(v, ctx) == one {
+			return one
 		}
 	}
-	return true
+	return !one
 }
 
-// fits is whether one context value satisfies the operator.
-func (c *condition) fits(value string, ctx Context) bool {
+// satisfied is whether one context value satisfies the operator.
+func (c *condition) satisfied(value string, ctx Context) bool {
 	for _, t := range c.values {
-		if t(value, ctx) {
+		switch t(value, ctx) {
+		case fits:
 			return !c.operator.negated
+		case unreadable:
+			return c.deny
 		}
 	}
 	return c.operator.negated
@@ -227,10 +249,7 @@ func literalOf(value string, variables bool) (pattern, error) {
 }
 
 func matcher(p pattern, err error) (test, error) {
-	return func(value string, c Context) bool {
-		p, ok := p.expand(c)
-		return ok && p.match(value)
-	}, err
+	return func(value string, c Context) verdict { return verdictOf(p.match(value, c)) }, err
 }
 
 func stringEquals(value string, variables bool) (test, error) {
@@ -243,30 +262,32 @@ func stringLike(value string, variables bool) (test, error) {
 
 func stringEqualsFold(value string, variables bool) (test, error) {
 	p, err := literalOf(value, variables)
-	return func(value string, c Context) bool {
-		p, ok := p.expand(c)
-		if !ok {
-			return false
+	return func(value string, c Context) verdict {
+		var want strings.Builder
+		for i := range p {
+			text, ok := p[i].resolve(c)
+			if !ok {
+				return differs
+			}
+			want.WriteString(text)
 		}
-		var text strings.Builder
-		for _, piece := range p {
-			text.WriteString(piece.text)
-		}
-		return strings.EqualFold(text.String(), value)
+		return verdictOf(strings.EqualFold(want.String(), value))
 	}, err
 }
 
 func arnLike(value string, variables bool) (test, error) {
-	a, err := compileARN(value, variables)
-	return func(value string, c Context) bool { return a.match(value, c) }, err
+	p, err := compileARN(value, variables)
+	return func(value string, c Context) verdict {
+		name := parseARN(value)
+		return verdictOf(p.match(&name, c))
+	}, err
 }
 
 func boolEquals(value string, _ bool) (test, error) {
-	want, err := strconv.ParseBool(strings.ToLower(value))
-	if err != nil || len(value) < 4 {
+	if !strings.EqualFold(value, "true") && !strings.EqualFold(value, "false") {
 		return nil, fmt.Errorf("%q is neither true nor false", value)
 	}
-	return func(value string, _ Context) bool { return strings.EqualFold(value, strconv.FormatBool(want)) }, nil
+	return func(got string, _ Context) verdict { return verdictOf(strings.EqualFold(got, value)) }, nil
 }
 
 var base64Form = regexp.MustCompile(`^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$`)
@@ -275,39 +296,40 @@ func binaryEquals(want string, _ bool) (test, error) {
 	if !base64Form.MatchString(want) {
 		return nil, fmt.Errorf("%q is not base64", want)
 	}
-	return func(value string, _ Context) bool { return value == want }, nil
+	return func(value string, _ Context) verdict { return verdictOf(value == want) }, nil
 }
 
-func numeric(compare func(a, b float64) bool) func(string, bool) (test, error) {
-	return func(value string, _ bool) (test, error) {
-		want, err := strconv.ParseFloat(value, 64)
-		if err != nil || math.IsNaN(want) {
-			return nil, fmt.Errorf("%q is not a number", value)
+// ordered makes the compiler of an operator for a type whose values have an order.
+func ordered[T any](read func(string) (T, error), compare func(a, b T) int) func(func(int) bool) func(string, bool) (test, error) {
+	return func(accept func(int) bool) func(string, bool) (test, error) {
+		return func(value string, _ bool) (test, error) {
+			want, err := read(value)
+			if err != nil {
+				return nil, err
+			}
+			return func(value string, _ Context) verdict {
+				got, err := read(value)
+				if err != nil {
+					return unreadable
+				}
+				return verdictOf(accept(compare(got, want)))
+			}, nil
 		}
-		return func(value string, _ Context) bool {
-			got, err := strconv.ParseFloat(value, 64)
-			return err == nil && !math.IsNaN(got) && compare(got, want)
-		}, nil
 	}
 }
 
-func date(accept func(int) bool) func(string, bool) (test, error) {
-	return func(value string, _ bool) (test, error) {
-		want, err := parseDate(value)
-		if err != nil {
-			return nil, err
-		}
-		return func(value string, _ Context) bool {
-			got, err := parseDate(value)
-			return err == nil && accept(got.Compare(want))
-		}, nil
-	}
-}
+var (
+	numeric = ordered(parseDecimal, decimal.compare)
+	date    = ordered(parseDate, time.Time.Compare)
+)
 
 // parseDate reads a W3C profile of ISO 8601, or seconds since 1970.
 func parseDate(s string) (time.Time, error) {
-	if seconds, err := strconv.ParseInt(s, 10, 64); err == nil && len(s) > 4 {
-		return time.Unix(seconds, 0), nil
+	if len(s) > 4 && strings.Trim(s, "0123456789") == "" {
+		seconds, err := strconv.ParseInt(s, 10, 64)
+		if err == nil {
+			return time.Unix(seconds, 0), nil
+		}
 	}
 	for _, form := range []string{time.RFC3339, "2006-01-02T15:04Z07:00", "2006-01-02", "2006-01", "2006"} {
 		if t, err := time.Parse(form, s); err == nil {
@@ -321,13 +343,16 @@ func ipAddress(value string, _ bool) (test, error) {
 	prefix, err := netip.ParsePrefix(value)
 	if err != nil {
 		addr, err := netip.ParseAddr(value)
-		if err != nil {
+		if err != nil || addr.Zone() != "" {
 			return nil, fmt.Errorf("%q is neither an address nor a block like 203.0.113.0/24", value)
 		}
 		prefix = netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen())
 	}
-	return func(value string, _ Context) bool {
+	return func(value string, _ Context) verdict {
 		addr, err := netip.ParseAddr(value)
-		return err == nil && prefix.Contains(addr.Unmap().WithZone(""))
+		if err != nil {
+			return unreadable
+		}
+		return verdictOf(prefix.Contains(addr.Unmap().WithZone("")))
 	}, nil
 }

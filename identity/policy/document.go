@@ -1,50 +1,82 @@
 package policy
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
+	"slices"
 	"strings"
 )
 
 // A Kind says what a document is for, which decides what its statements may hold.
 type Kind int
 
-// A document of kind Identity is attached to a user or role, or is a permissions
-// boundary or a session policy; one of kind Trust says who may assume a role.
 const (
+	// Identity is attached to a user, group or role, or is a permissions
+	// boundary or a session policy. Its statements have a resource and no principal.
 	Identity Kind = iota
+	// Trust says who may assume a role: with principals, and without resources
+	// because it stands for its role. It must allow, see [Evaluate].
 	Trust
+	// Resource is attached to a resource and says who may do what with it: with
+	// principals and resources.
+	Resource
+	// Key is a resource's policy without which nobody may do anything with it,
+	// as that of an encryption key.
+	Key
 )
 
-// maxDocument is the size in bytes above which a document is refused. AWS
-// allows 6,144 for managed policies and 10,240 for a role's inline ones.
-const maxDocument = 10240
+// Limits of AWS in characters as [Size] counts them. For inline policies they
+// hold for all of one holder together. Whoever takes a document in checks them:
+// what a document is for is known there.
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
+const (
+	MaxUserInline  = 2048
+	MaxGroupInline = 5120
+	MaxRoleInline  = 10240
+	MaxManaged     = 6144
+	MaxTrust       = 2048
+	MaxSession     = 2048 // the inline and managed ones of a session together, as passed
+)
+
+// maxDocument is the size above which [Parse] refuses any document.
+const maxDocument = MaxRoleInline
 
 // A Document is a policy in the language of AWS IAM, parsed and checked. It is
-// never changed.
+// never changed, so it is safe for concurrent use.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_grammar.html
 type Document struct {
-	name       string // for explanations
-	text       string
-	statements []statement
+	kind      Kind
+	name      string // for explanations
+	text      string
+	variables bool // its version has policy variables
+	allows    []statement
+	denies    []statement
+	keys      []string
 }
 
 // Text is the document as it was given.
 func (d *Document) Text() string { return d.text }
 
+// Name is the name that the document was parsed with.
+func (d *Document) Name() string { return d.name }
+
+// ContextKeys lists the condition keys that the document asks for, in lower
+// case and sorted, without repetition. It must not be written to.
+func (d *Document) ContextKeys() []string { return d.keys }
+
 // A statement is one rule of a document.
 type statement struct {
+	document   string // its name
 	label      string // Sid, or its position
+	start, end int    // in the text
 	deny       bool
-	actions    []pattern
+	actions    []action
 	notActions bool // actions lists what is not meant
-	resources  []arnPattern
+	resources  []resourcePattern
 	notRes     bool // resources lists what is not meant
 	principals []principalPattern
+	notPrinc   bool // principals lists who is not meant
 	conditions []condition
 	// needs are the variables of an Allow whose absence would make it allow
 	// more, because they stand in a NotResource or a negated condition. Without
@@ -54,367 +86,249 @@ type statement struct {
 
 // An Error says what is wrong with a policy document, and where.
 type Error struct {
-	Statement string // "" when it is the document itself
-	Reason    string
+	Position        // of the offending element; zero when it is the document itself
+	Path     string // of the element: "Statement[0].Condition.StringEquals"; "" is the document
+	Reason   string
 }
 
 func (e *Error) Error() string {
-	if e.Statement == "" {
-		return "malformed policy document: " + e.Reason
+	where := ""
+	if e.Line > 0 {
+		where = fmt.Sprintf("line %d, column %d: ", e.Line, e.Column)
 	}
-	return fmt.Sprintf("malformed policy document: statement %s: %s", e.Statement, e.Reason)
+	if e.Path != "" {
+		where += e.Path + ": "
+	}
+	return "malformed policy document: " + where + e.Reason
 }
 
-// Parse checks a document whole. Name appears in explanations.
-// The error is a [*Error].
+// Parse checks a document whole. Name appears in explanations. The error is a
+// [*Error], with the position of the first mistake.
 func Parse(kind Kind, name, text string) (*Document, error) {
-	if len(text) > maxDocument {
-		return nil, &Error{Reason: fmt.Sprintf("%d bytes long, at most %d are allowed", len(text), maxDocument)}
+	if len(text) > maxText {
+		return nil, &Error{Reason: fmt.Sprintf("%d bytes long, at most %d are allowed", len(text), maxText)}
 	}
-	tree, err := parseJSON(text)
+	if n := Size(text); n > maxDocument {
+		return nil, &Error{Reason: fmt.Sprintf("%d characters long, at most %d are allowed", n, maxDocument)}
+	}
+	p := &parser{Document: Document{kind: kind, name: name, text: text}}
+	top, err := parseTree(text)
 	if err != nil {
-		return nil, &Error{Reason: err.Error()}
+		return nil, p.at(top, err)
 	}
-	top, ok := tree.(object)
-	if !ok {
-		return nil, &Error{Reason: "not an object"}
+	if err := p.document(top); err != nil {
+		return nil, err
 	}
-	p := &parser{kind: kind}
-	statements, err := p.document(top)
-	if err != nil {
-		if e := (*Error)(nil); errors.As(err, &e) {
-			return nil, e
-		}
-		return nil, &Error{Statement: p.label, Reason: err.Error()}
-	}
-	return &Document{name: name, text: text, statements: statements}, nil
+	slices.Sort(p.keys)
+	p.keys = slices.Compact(p.keys)
+	return &p.Document, nil
 }
 
 // A parser reads one document.
 type parser struct {
-	kind      Kind
-	variables bool // the document's version has policy variables
-	// of the statement being read
-	label string
-	needs []string
+	Document
+	deny  bool     // of the statement being read: its effect
+	needs []string // likewise
 }
 
-func (p *parser) document(top object) ([]statement, error) {
-	var list []any
-	for name, value := range top.each {
-		switch name {
+// at makes an error of what is wrong with a node, unless it is one already.
+func (p *parser) at(n node, err error) error {
+	if e := (*Error)(nil); err == nil || errors.As(err, &e) {
+		return err
+	}
+	return &Error{Position: positionOf(p.text, n.start), Path: n.path, Reason: err.Error()}
+}
+
+func (p *parser) fail(n node, format string, args ...any) error {
+	return p.at(n, fmt.Errorf(format, args...))
+}
+
+func (p *parser) document(top node) error {
+	o, ok := top.value.(object)
+	if !ok {
+		return p.fail(top, "not an object")
+	}
+	var list []node
+	for _, m := range o {
+		switch m.name {
 		case "Version":
-			switch value {
-			case "2012-10-17":
-				p.variables = true
-			case "2008-10-17":
-			default:
-				return nil, fmt.Errorf("version %v is not known; write 2012-10-17", value)
+			if m.value != "2012-10-17" && m.value != "2008-10-17" {
+				return p.fail(m.node, "version %v is not known; write 2012-10-17", m.value)
 			}
+			p.variables = m.value == "2012-10-17"
 		case "Id":
-			if _, ok := value.(string); !ok {
-				return nil, errors.New("the Id is not a string")
+			if _, ok := m.value.(string); !ok {
+				return p.fail(m.node, "the Id is not a string")
 			}
 		case "Statement":
-			var ok bool
-			if list, ok = value.([]any); !ok {
-				list = []any{value}
-			}
+			list = m.list()
 		default:
-			return nil, fmt.Errorf("element %q is not known", name)
+			return p.fail(m.node, "element %q is not known", m.name)
 		}
 	}
 	if len(list) == 0 {
-		return nil, errors.New("there is no statement")
+		return p.fail(top, "there is no statement")
 	}
-	var out []statement
 	sids := map[string]bool{}
-	for i, value := range list {
-		p.label = fmt.Sprintf("#%d", i+1)
-		o, ok := value.(object)
-		if !ok {
-			return nil, errors.New("not an object")
-		}
-		s, err := p.statement(o)
+	for i, n := range list {
+		s, err := p.statement(n, fmt.Sprintf("#%d", i+1))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if sids[s.label] {
-			return nil, errors.New("its Sid is used twice")
+			return p.fail(n, "its Sid %s is used twice", s.label)
 		}
 		sids[s.label] = true
-		out = append(out, s)
+		if s.deny {
+			p.denies = append(p.denies, s)
+		} else {
+			p.allows = append(p.allows, s)
+		}
 	}
-	return out, nil
+	return nil
 }
 
 var sidForm = regexp.MustCompile(`^[A-Za-z0-9]*$`)
 
-func (p *parser) statement(o object) (s statement, err error) {
-	s.label = p.label
-	p.needs = nil
-	if sid, ok := o.get("Sid").(string); ok && sid != "" {
-		s.label, p.label = sid, sid
+func (p *parser) statement(n node, label string) (s statement, err error) {
+	o, ok := n.value.(object)
+	if !ok {
+		return s, p.fail(n, "not an object")
 	}
-	for name, value := range o.each {
-		if err := p.element(&s, name, value); err != nil {
-			return s, err
+	s = statement{document: p.name, label: label, start: n.start, end: n.end}
+	p.needs = nil
+	// What a value compiles to depends on the effect, so that comes first.
+	effect, ok := o.get("Effect")
+	switch {
+	case !ok:
+		return s, p.fail(n, "there is no Effect")
+	case effect.value != "Allow" && effect.value != "Deny":
+		return s, p.fail(effect, "effect %v is neither Allow nor Deny", effect.value)
+	}
+	s.deny = effect.value == "Deny"
+	p.deny = s.deny
+	if err := p.complete(n, o); err != nil {
+		return s, err
+	}
+	for _, m := range o {
+		if err := p.element(&s, m); err != nil {
+			return s, p.at(m.node, err)
 		}
 	}
 	if !s.deny {
 		s.needs = p.needs
 	}
-	return s, p.complete(o)
+	return s, nil
 }
 
 // element reads one member of a statement.
-func (p *parser) element(s *statement, name string, value any) (err error) {
-	switch name {
+func (p *parser) element(s *statement, m member) (err error) {
+	switch m.name {
+	case "Effect":
 	case "Sid":
-		if sid, ok := value.(string); !ok || !sidForm.MatchString(sid) {
+		sid, ok := m.value.(string)
+		if !ok || !sidForm.MatchString(sid) {
 			return errors.New("the Sid may only have letters and digits")
 		}
-	case "Effect":
-		if value != "Allow" && value != "Deny" {
-			return fmt.Errorf("effect %v is neither Allow nor Deny", value)
+		if sid != "" {
+			s.label = sid
 		}
-		s.deny = value == "Deny"
 	case "Action", "NotAction":
-		s.notActions = name == "NotAction"
-		s.actions, err = p.actions(value)
+		s.notActions = m.name == "NotAction"
+		s.actions, err = p.actions(m.node)
 	case "Resource", "NotResource":
-		s.notRes = name == "NotResource"
-		s.resources, err = p.resources(value)
-		if s.notRes {
-			for _, r := range s.resources {
-				for _, field := range r.fields {
-					p.needs = field.variables(p.needs)
-				}
-			}
-		}
-	case "Principal":
-		s.principals, err = p.principals(value)
+		s.notRes = m.name == "NotResource"
+		s.resources, err = p.resources(m.node, s.notRes)
+	case "Principal", "NotPrincipal":
+		s.notPrinc = m.name == "NotPrincipal"
+		s.principals, err = p.principals(m.node)
 	case "Condition":
-		s.conditions, err = p.conditions(value)
+		s.conditions, err = p.conditions(m.node)
 	default:
-		return fmt.Errorf("element %q is not known", name)
+		return fmt.Errorf("element %q is not known", m.name)
 	}
 	return err
 }
 
 // complete checks that a statement has what its kind asks for, and no more.
-func (p *parser) complete(o object) error {
+func (p *parser) complete(n node, o object) error {
 	one := func(a, b string) error {
 		if o.has(a) == o.has(b) {
-			return fmt.Errorf("one of %s and %s is needed, and not both", a, b)
+			return p.fail(n, "one of %s and %s is needed, and not both", a, b)
 		}
 		return nil
-	}
-	if !o.has("Effect") {
-		return errors.New("there is no Effect")
 	}
 	if err := one("Action", "NotAction"); err != nil {
 		return err
 	}
-	if p.kind == Trust {
-		if o.has("Resource") || o.has("NotResource") {
-			return errors.New("a trust policy has no Resource: it stands for its own role")
-		}
-		if !o.has("Principal") {
-			return errors.New("there is no Principal")
-		}
-		return nil
+	switch {
+	case p.kind == Identity && (o.has("Principal") || o.has("NotPrincipal")):
+		return p.fail(n, "an identity's policy has no Principal: it stands for its holder")
+	case p.kind == Trust && (o.has("Resource") || o.has("NotResource")):
+		return p.fail(n, "a trust policy has no Resource: it stands for its own role")
+	case p.kind == Trust && o.has("NotPrincipal"):
+		return p.fail(n, "a trust policy has no NotPrincipal: use a condition on aws:PrincipalArn")
+	case !p.deny && o.has("NotPrincipal"):
+		return p.fail(n, "NotPrincipal goes with Deny only: an Allow would name everybody else in the world")
 	}
-	if o.has("Principal") {
-		return errors.New("an identity's policy has no Principal: it stands for its holder")
+	if p.kind != Identity {
+		if err := one("Principal", "NotPrincipal"); err != nil {
+			return err
+		}
+	}
+	if p.kind == Trust {
+		return nil
 	}
 	return one("Resource", "NotResource")
 }
 
 // stringsOf reads a string or a list of strings; neither may be empty.
-func stringsOf(value any) ([]string, error) {
-	list, ok := value.([]any)
-	if !ok {
-		list = []any{value}
-	}
+func (p *parser) stringsOf(n node) ([]string, error) {
 	var out []string
-	for _, element := range list {
-		s, ok := element.(string)
+	for _, element := range n.list() {
+		s, ok := element.value.(string)
 		if !ok {
-			return nil, fmt.Errorf("%v is not a string", element)
+			return nil, p.fail(element, "not a string")
 		}
 		out = append(out, s)
 	}
 	if len(out) == 0 {
-		return nil, errors.New("a list is empty")
+		return nil, p.fail(n, "the list is empty")
 	}
 	return out, nil
 }
 
 var actionForm = regexp.MustCompile(`^(\*|([a-z0-9-]+|\*):[a-z0-9*?]+)$`)
 
-func (p *parser) actions(value any) (out []pattern, err error) {
-	list, err := stringsOf(value)
-	if err != nil {
-		return nil, fmt.Errorf("action: %w", err)
-	}
-	for _, s := range list {
-		if !actionForm.MatchString(strings.ToLower(s)) {
-			return nil, fmt.Errorf("action %q is not of the form service:Name", s)
-		}
-		compiled, err := compilePattern(strings.ToLower(s), false)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, compiled)
-	}
-	return out, nil
-}
-
-func (p *parser) resources(value any) (out []arnPattern, err error) {
-	list, err := stringsOf(value)
-	if err != nil {
-		return nil, fmt.Errorf("resource: %w", err)
-	}
-	for _, s := range list {
-		a, err := compileARN(s, p.variables)
-		if err != nil {
-			return nil, fmt.Errorf("resource %q: %w", s, err)
-		}
-		out = append(out, a)
-	}
-	return out, nil
-}
-
-// A principalPattern is whom a trust policy speaks of.
-type principalPattern struct {
-	kind  string // "AWS", "Service", "Federated"; "*" is everyone
-	value string
-}
-
-var accountForm = regexp.MustCompile(`^[0-9]{12}$`)
-
-func (p *parser) principals(value any) (out []principalPattern, err error) {
-	if value == "*" {
-		return []principalPattern{{kind: "*"}}, nil
-	}
-	o, ok := value.(object)
-	if !ok {
-		return nil, errors.New("the Principal is neither * nor an object")
-	}
-	for kind, value := range o.each {
-		list, err := stringsOf(value)
-		if err != nil {
-			return nil, fmt.Errorf("principal: %w", err)
-		}
-		for _, s := range list {
-			switch {
-			case kind == "AWS" && s == "*":
-				out = append(out, principalPattern{kind: "*"})
-			case kind == "AWS" && accountForm.MatchString(s):
-				out = append(out, principalPattern{kind, "arn:aws:iam::" + s + ":root"})
-			case kind == "AWS" && strings.HasPrefix(s, "arn:") && !strings.ContainsAny(s, "*?$"),
-				(kind == "Service" || kind == "Federated") && s != "" && !strings.ContainsAny(s, "*?$"):
-				out = append(out, principalPattern{kind, s})
-			default:
-				return nil, fmt.Errorf("principal %s %q is not of a known form; wildcards are not allowed in it", kind, s)
-			}
-		}
-	}
-	if len(out) == 0 {
-		return nil, errors.New("the Principal is empty")
-	}
-	return out, nil
-}
-
-// An object is a JSON object in its order. Unlike a map it cannot lose one of
-// two members of the same name, which is where a reader and a program would
-// see different policies.
-type object []member
-
-type member struct {
-	name  string
-	value any // object, []any, string, json.Number, bool, nil
-}
-
-func (o object) each(yield func(string, any) bool) {
-	for _, m := range o {
-		if !yield(m.name, m.value) {
-			return
-		}
-	}
-}
-
-func (o object) get(name string) any {
-	for _, m := range o {
-		if m.name == name {
-			return m.value
-		}
-	}
-	return nil
-}
-
-func (o object) has(name string) bool { return o.get(name) != nil }
-
-// parseJSON reads one JSON value and refuses repeated names.
-func parseJSON(text string) (any, error) {
-	decoder := json.NewDecoder(bytes.NewReader([]byte(text)))
-	decoder.UseNumber()
-	value, err := parseValue(decoder, 0)
+func (p *parser) actions(n node) (out []action, err error) {
+	list, err := p.stringsOf(n)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return nil, errors.New("something follows the document")
+	for i, s := range list {
+		if !actionForm.MatchString(strings.ToLower(s)) {
+			return nil, p.fail(n.list()[i], "action %q is not of the form service:Name", s)
+		}
+		out = append(out, compileAction(strings.ToLower(s)))
 	}
-	return value, nil
+	return out, nil
 }
 
-// maxNesting is more than any policy needs.
-const maxNesting = 8
-
-func parseValue(d *json.Decoder, depth int) (any, error) {
-	token, err := d.Token()
+func (p *parser) resources(n node, not bool) (out []resourcePattern, err error) {
+	list, err := p.stringsOf(n)
 	if err != nil {
-		return nil, fmt.Errorf("not JSON: %w", err)
+		return nil, err
 	}
-	delim, ok := token.(json.Delim)
-	if !ok {
-		return token, nil
-	}
-	if depth == maxNesting {
-		return nil, errors.New("nested too deeply")
-	}
-	if delim == '[' {
-		list := []any{}
-		for d.More() {
-			value, err := parseValue(d, depth+1)
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, value)
-		}
-		_, err := d.Token()
-		return list, err
-	}
-	var o object
-	seen := map[string]bool{}
-	for d.More() {
-		name, err := d.Token()
+	for i, s := range list {
+		r, err := compileResource(s, p.variables, p.deny != not)
 		if err != nil {
-			return nil, fmt.Errorf("not JSON: %w", err)
+			return nil, p.fail(n.list()[i], "resource %q: %w", s, err)
 		}
-		text, _ := name.(string)
-		if seen[text] {
-			return nil, fmt.Errorf("element %q stands twice", text)
+		p.keys = r.keys(p.keys, false)
+		if not {
+			p.needs = r.keys(p.needs, true)
 		}
-		seen[text] = true
-		value, err := parseValue(d, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		o = append(o, member{text, value})
+		out = append(out, r)
 	}
-	_, err = d.Token()
-	return o, err
+	return out, nil
 }

@@ -1,143 +1,257 @@
 package policy
 
-import (
-	"fmt"
-	"strings"
+import "fmt"
+
+// A Request is all that a decision rests on: who wants what, under which
+// circumstances, and the policies that concern it.
+type Request struct {
+	Principal Principal // as resources' policies may name it
+	Action    string    // "mgn:StartTest"
+	Resource  string    // ARN, or "*"
+	Context   Context
+	Policies  Policies
+}
+
+// Policies are the documents that concern a request, by what they are to it.
+type Policies struct {
+	// Identity are the policies of the user and its groups, or of the role.
+	Identity []*Document
+	// Boundary is the permissions boundary; nil is none. One that should be
+	// there and is not must not become nil: refuse instead, see [Refuse].
+	Boundary *Document
+	// Session are the policies that the session was made with; empty is none.
+	// A federated user's session without any may do nothing.
+	Session []*Document
+	// Resource is the policy of the resource, of a kind other than Identity; nil is none.
+	Resource *Document
+}
+
+// A Layer is one of the sets of policies that concern a request.
+type Layer byte
+
+// The layers, in the order in which they are asked.
+const (
+	IdentityLayer Layer = iota
+	BoundaryLayer
+	SessionLayer
+	ResourceLayer
+	layerCount
 )
 
-// A Decision is yes or no, and why.
-type Decision struct {
-	Allowed bool
-	// Explicit is whether a Deny statement said no; otherwise nothing said yes.
-	Explicit bool
-	// Reason names the policy and statement that decided. It is for the audit
-	// log and the administrator; a stranger is not told it.
-	Reason string
+var layerNames = [layerCount]string{"identity policies", "permissions boundary", "session policies", "resource policy"}
+
+func (l Layer) String() string { return layerNames[l] }
+
+// of is the documents of a layer, and whether there is such a layer.
+func (p *Policies) of(l Layer, one *[1]*Document) (list []*Document, there bool) {
+	switch l {
+	case IdentityLayer:
+		return p.Identity, true
+	case SessionLayer:
+		return p.Session, len(p.Session) > 0
+	case BoundaryLayer:
+		one[0] = p.Boundary
+	default:
+		one[0] = p.Resource
+	}
+	if one[0] == nil {
+		return nil, false
+	}
+	return one[:], true
 }
 
-// A Request is what documents are applied to.
-type Request struct {
-	Action   string // "mgn:StartTest"
-	Resource string // ARN, or "*"
-	Context  Context
+// Evaluate decides a request as AWS does, for one account and across two:
+//
+//   - A Deny that applies wins, wherever it stands.
+//   - What a resource's policy grants to this very user, session, service or
+//     provider is allowed. What it grants to the role behind a session, to the
+//     user behind a federated one, or to everyone, is allowed within boundary
+//     and session policies. What it grants to an account is left to that
+//     account's own policies.
+//   - Otherwise an identity policy must allow, and boundary and session policies
+//     too where there are any.
+//   - A trust or key policy must name the principal or its account in any case;
+//     so must the policy of a resource of another account, and there the
+//     identity's policies must allow as well.
+//
+// It allocates nothing and keeps nothing. It does not say more than what
+// decided; [Explain] does.
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic_policy-eval-denyallow.html
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic-cross-account.html
+func Evaluate(r *Request) Decision {
+	q := question{Request: r, resource: parseARN(r.Resource)}
+	d := Decision{action: r.Action, resource: r.Resource}
+	var one [1]*Document
+	for l := range layerCount {
+		list, _ := r.Policies.of(l, &one)
+		if s := q.denied(list); s != nil {
+			d.Explicit, d.Layer, d.statement = true, l, s
+			d.Outcomes[l] = Denied
+			return d
+		}
+	}
+	granted, how := q.granted()
+	var found [layerCount]*statement
+	found[ResourceLayer] = granted
+	for l := range ResourceLayer {
+		list, there := r.Policies.of(l, &one)
+		if l == SessionLayer {
+			there = there || r.Principal.federated()
+		}
+		found[l] = q.allowed(list)
+		d.Outcomes[l] = outcome(there, found[l] != nil)
+	}
+	d.Outcomes[ResourceLayer] = outcome(r.Policies.Resource != nil, how != notNamed)
+	d.Layer, d.Allowed = d.combine(how, r.Policies.Resource, q.foreign())
+	if d.Allowed {
+		d.statement = found[d.Layer]
+	}
+	return d
 }
 
-// A Layer is a set of documents of which one must allow. All Layers must.
-type Layer struct {
-	Name      string // "identity policies", "permissions boundary", "session policies"
-	Documents []*Document
+func outcome(there, allows bool) Outcome {
+	switch {
+	case !there:
+		return Absent
+	case allows:
+		return Allowed
+	}
+	return Silent
 }
 
-// Decide applies the layers: a Deny anywhere wins, then every layer has to
-// allow, then it is allowed. No layer at all allows nothing.
-// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
-func Decide(layers []Layer, r Request) Decision {
-	r.Action = strings.ToLower(r.Action)
-	for _, l := range layers {
-		for _, d := range l.Documents {
-			if s := d.find(r, true); s != nil {
-				return Decision{Explicit: true, Reason: fmt.Sprintf("denied by statement %s of %s (%s)", s.label, d.name, l.Name)}
+// combine is what the layers come to when none denies: the layer that decided,
+// and whether it is yes.
+func (d *Decision) combine(how grant, resource *Document, foreign bool) (Layer, bool) {
+	if how == direct && !foreign {
+		return ResourceLayer, true
+	}
+	must := foreign || resource != nil && (resource.kind == Trust || resource.kind == Key)
+	switch {
+	case must && how == notNamed:
+		return ResourceLayer, false
+	case d.Outcomes[IdentityLayer] != Allowed && (how != limited || foreign):
+		return IdentityLayer, false
+	case d.Outcomes[BoundaryLayer] == Silent:
+		return BoundaryLayer, false
+	case d.Outcomes[SessionLayer] == Silent:
+		return SessionLayer, false
+	case how == limited && !foreign:
+		return ResourceLayer, true
+	case d.Outcomes[SessionLayer] == Allowed:
+		return SessionLayer, true
+	case d.Outcomes[BoundaryLayer] == Allowed:
+		return BoundaryLayer, true
+	}
+	return IdentityLayer, true
+}
+
+// A question is a request prepared for many statements.
+type question struct {
+	*Request
+	resource arn
+}
+
+// foreign is whether principal and resource are of different accounts. Managed
+// policies of AWS, whose account is "aws", are everybody's.
+func (q *question) foreign() bool {
+	theirs, ours := q.resource.account(), q.Principal.account()
+	return len(theirs) == accountDigits && ours != "" && theirs != ours
+}
+
+// denied returns the first Deny that applies.
+func (q *question) denied(list []*Document) *statement {
+	for _, doc := range list {
+		for i := range doc.denies {
+			s := &doc.denies[i]
+			if q.applies(s) && (s.principals == nil || s.hits(&q.Principal, q.Policies.Boundary != nil)) {
+				return s
 			}
-		}
-	}
-	out := Decision{Reason: "there is no policy"}
-	for _, l := range layers {
-		out = l.allow(r)
-		if !out.Allowed {
-			return out
-		}
-	}
-	return out
-}
-
-func (l Layer) allow(r Request) Decision {
-	for _, d := range l.Documents {
-		if s := d.find(r, false); s != nil {
-			return Decision{Allowed: true, Reason: fmt.Sprintf("allowed by statement %s of %s (%s)", s.label, d.name, l.Name)}
-		}
-	}
-	return Decision{Reason: fmt.Sprintf("no statement of the %s allows %s on %s", l.Name, r.Action, r.Resource)}
-}
-
-// find returns the first statement of the effect that applies.
-func (d *Document) find(r Request, deny bool) *statement {
-	for i := range d.statements {
-		if s := &d.statements[i]; s.deny == deny && s.applies(r) {
-			return s
 		}
 	}
 	return nil
 }
 
-// applies is whether the statement speaks of the request. The action is in
-// lower case.
-func (s *statement) applies(r Request) bool {
-	for _, key := range s.needs {
-		if _, ok := r.Context.single(key); !ok {
-			return false
+// allowed returns the first Allow that applies, of policies without principals.
+func (q *question) allowed(list []*Document) *statement {
+	for _, doc := range list {
+		for i := range doc.allows {
+			if s := &doc.allows[i]; q.applies(s) {
+				return s
+			}
 		}
 	}
-	return s.matchesAction(r.Action) && s.matchesResource(r) && s.conditionsHold(r.Context)
+	return nil
 }
 
-func (s *statement) matchesAction(action string) bool {
-	for _, p := range s.actions {
-		if p.match(action) {
+// granted returns the Allow of the resource's policy that names the principal closest.
+func (q *question) granted() (closest *statement, how grant) {
+	if q.Policies.Resource == nil {
+		return nil, notNamed
+	}
+	for i := range q.Policies.Resource.allows {
+		s := &q.Policies.Resource.allows[i]
+		if g := s.grants(&q.Principal); g > how && q.applies(s) {
+			closest, how = s, g
+		}
+	}
+	return closest, how
+}
+
+// applies is whether the statement speaks of the request, whoever makes it.
+func (q *question) applies(s *statement) bool {
+	return q.isAction(s) && q.isResource(s) && q.conditionsHold(s) && q.complete(s)
+}
+
+func (q *question) isAction(s *statement) bool {
+	for i := range s.actions {
+		if s.actions[i].match(q.Action) {
 			return !s.notActions
 		}
 	}
 	return s.notActions
 }
 
-func (s *statement) matchesResource(r Request) bool {
-	if s.principals != nil {
-		return true // a trust policy stands for its role
+// isResource is always so for a trust policy, which stands for its role.
+func (q *question) isResource(s *statement) bool {
+	if s.resources == nil {
+		return true
 	}
-	for _, p := range s.resources {
-		if p.match(r.Resource, r.Context) {
+	for i := range s.resources {
+		if s.resources[i].match(&q.resource, q.Context) {
 			return !s.notRes
 		}
 	}
 	return s.notRes
 }
 
-func (s *statement) conditionsHold(c Context) bool {
+func (q *question) conditionsHold(s *statement) bool {
 	for i := range s.conditions {
-		if !s.conditions[i].holds(c) {
+		if !s.conditions[i].holds(q.Context) {
 			return false
 		}
 	}
 	return true
 }
 
-// A Principal is whom a trust policy can name: kind "AWS", "Service" or
-// "Federated", with its value.
-type Principal struct{ Kind, Value string }
-
-// Trusts decides whether a trust policy allows the principal the action, which
-// is one of STS. A statement that does not name the principal does not count.
-func (d *Document) Trusts(p Principal, action string, c Context) Decision {
-	r := Request{Action: strings.ToLower(action), Resource: "*", Context: c}
-	out := Decision{Reason: fmt.Sprintf("no statement of %s allows %s to %s", d.name, action, p.Value)}
-	for i := range d.statements {
-		s := &d.statements[i]
-		switch {
-		case !s.names(p) || !s.applies(r):
-		case s.deny:
-			return Decision{Explicit: true, Reason: fmt.Sprintf("denied by statement %s of %s", s.label, d.name)}
-		case !out.Allowed:
-			out = Decision{Allowed: true, Reason: fmt.Sprintf("allowed by statement %s of %s", s.label, d.name)}
+// complete is whether the variables that an Allow needs have a value.
+func (q *question) complete(s *statement) bool {
+	for _, key := range s.needs {
+		if _, ok := q.Context.single(key); !ok {
+			return false
 		}
 	}
-	return out
+	return true
 }
 
-// names is whether the statement's principals include the given one.
-func (s *statement) names(want Principal) bool {
-	for _, p := range s.principals {
-		if p.kind == "*" && (s.deny || want.Kind == "AWS") || p.kind == want.Kind && p.value == want.Value {
-			return true
-		}
-	}
-	return false
+// Trusts decides by a trust policy alone whether the principal may do the
+// action, which is one of STS. It is for services and providers of identities,
+// which have no policies of their own; for users and sessions ask [Evaluate].
+func (d *Document) Trusts(p Principal, action string, c Context) Decision {
+	return Evaluate(&Request{Principal: p, Action: action, Resource: "*", Context: c, Policies: Policies{Resource: d}})
+}
+
+// Refuse is the decision of someone who cannot evaluate, because a policy is
+// missing or broken: an explicit no.
+func Refuse(format string, args ...any) Decision {
+	return Decision{Explicit: true, refusal: fmt.Sprintf(format, args...)}
 }

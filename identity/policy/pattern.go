@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -18,7 +17,7 @@ type pattern []piece
 type piece struct {
 	kind    pieceKind
 	text    string // the literal, or the variable's context key
-	without string // value of an absent variable, if hasDefault
+	without string // value of an absent variable, if hasElse
 	hasElse bool
 }
 
@@ -37,11 +36,14 @@ func compilePattern(s string, variables bool) (pattern, error) {
 	for s != "" {
 		switch {
 		case s[0] == '*':
-			p, s = append(p, piece{kind: anyRun}), s[1:]
+			if len(p) == 0 || p[len(p)-1].kind != anyRun {
+				p = append(p, piece{kind: anyRun})
+			}
+			s = s[1:]
 		case s[0] == '?':
 			p, s = append(p, piece{kind: anyOne}), s[1:]
 		case variables && strings.HasPrefix(s, "${"):
-			end := strings.IndexByte(s, '}')
+			end := variableEnd(s)
 			if end < 0 {
 				return nil, fmt.Errorf("variable %q does not end", s)
 			}
@@ -56,6 +58,20 @@ func compilePattern(s string, variables bool) (pattern, error) {
 		}
 	}
 	return p, nil
+}
+
+// variableEnd is where the brace closes that s opens with; one in quotes does not.
+func variableEnd(s string) int {
+	quoted := false
+	for i := range len(s) {
+		switch {
+		case s[i] == '\'':
+			quoted = !quoted
+		case s[i] == '}' && !quoted:
+			return i
+		}
+	}
+	return -1
 }
 
 func compileVariable(s string) (piece, error) {
@@ -74,64 +90,67 @@ func compileVariable(s string) (piece, error) {
 			return v, fmt.Errorf("the default of ${%s} does not stand in single quotes", s)
 		}
 		v.without, v.hasElse = rest[1:len(rest)-1], true
+		if strings.ContainsAny(v.without, "*?$'") {
+			return v, fmt.Errorf("the default of ${%s} must not have any of *?$'", s)
+		}
 	}
 	return v, nil
 }
 
-// expand replaces the variables by what they stand for. It is not ok when one
-// has no value: then the pattern matches nothing.
-func (p pattern) expand(c Context) (_ pattern, ok bool) {
-	out := p
-	copied := false
-	for i, piece := range p {
-		if piece.kind != variable {
-			continue
-		}
-		value, ok := c.single(piece.text)
-		if !ok {
-			if !piece.hasElse {
-				return nil, false
-			}
-			value = piece.without
-		}
-		if !copied {
-			out, copied = append(pattern(nil), p...), true
-		}
-		out[i].kind, out[i].text = literal, value
-	}
-	return out, true
-}
-
-// variables appends the context keys without which the pattern cannot expand.
-func (p pattern) variables(keys []string) []string {
+// keys appends the context keys of the pattern's variables, or only those
+// without which it has no value.
+func (p pattern) keys(keys []string, required bool) []string {
 	for _, piece := range p {
-		if piece.kind == variable && !piece.hasElse {
+		if piece.kind == variable && !(required && piece.hasElse) {
 			keys = append(keys, piece.text)
 		}
 	}
 	return keys
 }
 
-// match is whether the whole of s fits; there are no variables left in p. It
-// backs up to the last * only, so it takes len(p) x len(s) steps at most.
-func (p pattern) match(s string) bool {
+// resolve is the text that a literal or a variable stands for. It is not ok
+// when a variable has no value: then the pattern matches nothing.
+func (q *piece) resolve(c Context) (text string, ok bool) {
+	if q.kind != variable {
+		return q.text, true
+	}
+	if text, ok = c.single(q.text); ok || !q.hasElse {
+		return text, ok
+	}
+	return q.without, true
+}
+
+// match is whether the whole of s fits, with the variables of c. It backs up
+// to the last * only, so it takes len(p) x len(s) steps at most.
+func (p pattern) match(s string, c Context) bool {
+	if len(p) == 1 && p[0].kind == anyRun {
+		return true
+	}
 	i, at := 0, 0
 	star, mark := -1, 0 // the last *, and where what follows it was tried
 	for i < len(p) || at < len(s) {
 		if i < len(p) {
-			switch q := p[i]; {
-			case q.kind == anyRun:
+			switch q := &p[i]; q.kind {
+			case anyRun:
 				star, mark = i, at
 				i++
 				continue
-			case q.kind == anyOne && at < len(s):
-				at += runeLength(s[at:])
-				i++
-				continue
-			case q.kind == literal && strings.HasPrefix(s[at:], q.text):
-				at += len(q.text)
-				i++
-				continue
+			case anyOne:
+				if at < len(s) {
+					at += runeLength(s[at:])
+					i++
+					continue
+				}
+			default:
+				text, ok := q.resolve(c)
+				if !ok {
+					return false
+				}
+				if strings.HasPrefix(s[at:], text) {
+					at += len(text)
+					i++
+					continue
+				}
 			}
 		}
 		if star < 0 || mark == len(s) {
@@ -144,67 +163,53 @@ func (p pattern) match(s string) bool {
 }
 
 func runeLength(s string) int {
+	if s[0] < utf8.RuneSelf {
+		return 1
+	}
 	_, n := utf8.DecodeRuneInString(s)
 	return n
 }
 
-// An arnPattern is a pattern for each of the six fields of an ARN, or "*"
-// alone for everything. A wildcard does not reach beyond its field.
-type arnPattern struct {
-	all    bool
-	fields [arnFields]pattern
+// An action is a pattern for the name of an action, in lower case.
+type action struct {
+	text string
+	wild bool
 }
 
-const arnFields = 6 // arn:partition:service:region:account:resource
-
-func compileARN(s string, variables bool) (a arnPattern, err error) {
-	if s == "*" {
-		return arnPattern{all: true}, nil
-	}
-	fields := splitARN(s, variables)
-	if len(fields) != arnFields || fields[0] != "arn" {
-		return a, errors.New("neither * nor an ARN of six fields")
-	}
-	for i, field := range fields {
-		if a.fields[i], err = compilePattern(field, variables); err != nil {
-			return a, err
-		}
-	}
-	return a, nil
+func compileAction(lower string) action {
+	return action{text: lower, wild: strings.ContainsAny(lower, "*?")}
 }
 
-// splitARN splits at the first five colons that are not inside a variable.
-func splitARN(s string, variables bool) (fields []string) {
-	start, inside := 0, false
-	for i := range len(s) {
-		switch {
-		case variables && strings.HasPrefix(s[i:], "${"):
-			inside = true
-		case s[i] == '}':
-			inside = false
-		case s[i] == ':' && !inside && len(fields) < arnFields-1:
-			fields = append(fields, s[start:i])
-			start = i + 1
-		}
-	}
-	return append(fields, s[start:])
-}
-
-// match is whether the ARN fits, with the variables of c. A request about no
-// resource in particular has the ARN "*", which only the pattern "*" fits.
-func (a arnPattern) match(arn string, c Context) bool {
-	if a.all {
-		return true
-	}
-	fields := splitARN(arn, false)
-	if len(fields) != arnFields {
+// match is whether the name fits, in whatever case it is. Names are ASCII.
+func (a *action) match(s string) bool {
+	p := a.text
+	if !a.wild && len(p) != len(s) {
 		return false
 	}
-	for i, p := range a.fields {
-		p, ok := p.expand(c)
-		if !ok || !p.match(fields[i]) {
+	i, at, star, mark := 0, 0, -1, 0
+	for at < len(s) {
+		switch {
+		case i < len(p) && p[i] == '*':
+			if i == len(p)-1 {
+				return true
+			}
+			star, mark = i, at
+			i++
+		case i < len(p) && (p[i] == '?' || p[i] == lower(s[at])):
+			i, at = i+1, at+1
+		case star < 0:
 			return false
+		default:
+			mark++
+			i, at = star+1, mark
 		}
 	}
-	return true
+	return strings.Trim(p[i:], "*") == ""
+}
+
+func lower(b byte) byte {
+	if 'A' <= b && b <= 'Z' {
+		return b + 'a' - 'A'
+	}
+	return b
 }

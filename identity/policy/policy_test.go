@@ -22,7 +22,7 @@ func allows(d *Document, action, resource string, c Context) bool {
 	if c == nil {
 		c = Context{}
 	}
-	return Decide([]Layer{{Name: "test", Documents: []*Document{d}}}, Request{action, resource, c}).Allowed
+	return Evaluate(&Request{Action: action, Resource: resource, Context: c, Policies: Policies{Identity: []*Document{d}}}).Allowed
 }
 
 // statementOf makes a document of one statement's members.
@@ -59,12 +59,6 @@ func TestEvaluate_Match(t *testing.T) {
 		{`"Effect":"Deny","Action":"*","Resource":"*"`, "mgn:StartTest", server, false},
 	} {
 		text := statementOf(test.members)
-		if strings.Contains(text, ":*:source-server/*") && !strings.Contains(text, ":*:*:") {
-			if _, err := Parse(Identity, "", text); err == nil {
-				t.Errorf("%s: an ARN of five fields was accepted", text)
-			}
-			continue
-		}
 		if got := allows(parse(t, text), test.action, test.resource, nil); got != test.want {
 			t.Errorf("%s: %s on %s: got %v, want %v", test.members, test.action, test.resource, got, test.want)
 		}
@@ -213,27 +207,27 @@ func TestEvaluate_Layers(t *testing.T) {
 	all := parse(t, statementOf(`"Effect":"Allow","Action":"*","Resource":"*"`))
 	tests := parse(t, statementOf(`"Effect":"Allow","Action":"mgn:StartTest","Resource":"*"`))
 	never := parse(t, statementOf(`"Sid":"Never","Effect":"Deny","Action":"mgn:StartTest","Resource":"*"`))
-	at := func(name string, d ...*Document) Layer { return Layer{name, d} }
 	for _, test := range []struct {
-		name   string
-		layers []Layer
-		action string
-		want   bool
-		reason string
+		name     string
+		policies Policies
+		action   string
+		want     bool
+		reason   string
 	}{
-		{"None", nil, "mgn:StartTest", false, "there is no policy"},
-		{"Empty", []Layer{at("identity policies")}, "mgn:StartTest", false, "no statement of the identity policies"},
-		{"Boundary", []Layer{at("identity policies", all), at("permissions boundary", tests)}, "mgn:StartTest", true, "permissions boundary"},
-		{"OutsideBoundary", []Layer{at("identity policies", all), at("permissions boundary", tests)}, "mgn:StartCutover", false, "no statement of the permissions boundary"},
-		{"BoundaryGivesNothing", []Layer{at("identity policies", tests), at("permissions boundary", all)}, "mgn:StartCutover", false, "no statement of the identity policies"},
-		{"Session", []Layer{at("identity policies", all), at("session policies", tests)}, "mgn:StartCutover", false, "no statement of the session policies"},
-		{"DenyInSession", []Layer{at("identity policies", all), at("session policies", all, never)}, "mgn:StartTest", false, "denied by statement Never"},
-		{"DenyFirst", []Layer{at("identity policies", never, all)}, "mgn:StartTest", false, "denied by statement Never"},
+		{"None", Policies{}, "mgn:StartTest", false, "no statement of the identity policies"},
+		{"Boundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartTest", true, "permissions boundary"},
+		{"OutsideBoundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartCutover", false, "no statement of the permissions boundary"},
+		{"BoundaryGivesNothing", Policies{Identity: []*Document{tests}, Boundary: all}, "mgn:StartCutover", false, "no statement of the identity policies"},
+		{"BoundaryAlone", Policies{Boundary: all}, "mgn:StartCutover", false, "no statement of the identity policies"},
+		{"Session", Policies{Identity: []*Document{all}, Session: []*Document{tests}}, "mgn:StartCutover", false, "no statement of the session policies"},
+		{"DenyInSession", Policies{Identity: []*Document{all}, Session: []*Document{all, never}}, "mgn:StartTest", false, "denied by statement Never"},
+		{"DenyInBoundary", Policies{Identity: []*Document{all}, Boundary: never}, "mgn:StartTest", false, "denied by statement Never"},
+		{"DenyFirst", Policies{Identity: []*Document{never, all}}, "mgn:StartTest", false, "denied by statement Never"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := Decide(test.layers, Request{test.action, server, Context{}})
-			if got.Allowed != test.want || !strings.Contains(got.Reason, test.reason) {
-				t.Errorf("got %+v", got)
+			got := Evaluate(&Request{Action: test.action, Resource: server, Policies: test.policies})
+			if got.Allowed != test.want || !strings.Contains(got.Reason(), test.reason) {
+				t.Errorf("got %+v: %s", got, got.Reason())
 			}
 		})
 	}
@@ -324,7 +318,7 @@ func TestPattern(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, want := compiled.match(s), plain(p, s)
+		got, want := compiled.match(s, nil), plain(p, s)
 		if got != want {
 			t.Fatalf("%q matches %q: got %v, want %v", p, s, got, want)
 		}
@@ -337,7 +331,7 @@ func TestPattern(t *testing.T) {
 	}
 	long, _ := compilePattern(strings.Repeat("a*", 100)+"b", true)
 	start := time.Now()
-	if long.match(strings.Repeat("a", 2000)) || time.Since(start) > 5*time.Second {
+	if long.match(strings.Repeat("a", 2000), nil) || time.Since(start) > 5*time.Second {
 		t.Errorf("a hostile pattern took %v", time.Since(start))
 	}
 }
