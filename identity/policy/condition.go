@@ -38,6 +38,7 @@ type condition struct {
 	forAll   bool // ForAllValues:
 	forAny   bool // ForAnyValue:
 	ifExists bool // true of an absent key
+	starred  bool // a value has a wildcard that is none
 	key      string
 	values   []test
 }
@@ -170,6 +171,7 @@ func (p *parser) condition(name string, m member) (c condition, err error) {
 			return c, err
 		}
 		c.values = append(c.values, t)
+		c.starred = c.starred || strings.HasPrefix(base, "String") && !strings.HasSuffix(base, "Like") && strings.ContainsAny(strings.NewReplacer("${*}", "", "${?}", "").Replace(s), "*?")
 		if operator.expands {
 			whole, _ := compilePattern(s, p.variables)
 			p.Document.keys = whole.keys(p.Document.keys, false)
@@ -204,13 +206,19 @@ func scalars(n node) (out []string, err error) {
 
 // holds is whether the condition is true. Of several values of a plain
 // operator all have to satisfy an Allow, and any a Deny: AWS leaves open which.
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-single-vs-multi-valued-context-keys.html
 func (c *condition) holds(ctx Context) bool {
 	values := ctx[c.key]
+	void := isVoid(values)
 	switch {
+	case c.operator.null && void && len(values) > 0:
+		return c.deny // whether such a key is there or not is left open
 	case c.operator.null:
-		return c.values[0](strconv.FormatBool(len(values) == 0), ctx) == fits
+		return c.values[0](strconv.FormatBool(void), ctx) == fits
 	case len(values) == 0:
 		return c.forAll || c.ifExists || c.operator.negated && !c.forAny
+	case void && (c.forAll || c.forAny):
+		return c.forAll
 	}
 	one := c.forAny || !c.forAll && c.deny // is enough
 	for _, v := range values {
@@ -219,6 +227,17 @@ func (c *condition) holds(ctx Context) bool {
 		}
 	}
 	return !one
+}
+
+// isVoid is whether there is nothing but empty text, which AWS calls a null
+// data set and set operators take for an absent key.
+func isVoid(values []string) bool {
+	for _, v := range values {
+		if v != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // satisfied is whether one context value satisfies the operator.
@@ -347,6 +366,9 @@ func ipAddress(value string, _ bool) (test, error) {
 			return nil, fmt.Errorf("%q is neither an address nor a block like 203.0.113.0/24", value)
 		}
 		prefix = netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen())
+	}
+	if prefix.Addr().Is4In6() {
+		return nil, fmt.Errorf("%q is a block of IPv4 addresses: write it as such", value)
 	}
 	return func(value string, _ Context) verdict {
 		addr, err := netip.ParseAddr(value)

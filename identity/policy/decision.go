@@ -129,11 +129,11 @@ func (d Decision) MarshalJSON() ([]byte, error) {
 // that bears on it. It takes longer.
 func Explain(r *Request) Decision {
 	d := Evaluate(r)
-	q := question{Request: r, resource: parseARN(r.Resource)}
+	q := ask(r)
 	var one [1]*Document
 	for l := range layerCount {
 		list, there := r.Policies.of(l, &one)
-		d.Outcomes[l] = outcome(there || l == SessionLayer && r.Principal.federated(), false)
+		d.Outcomes[l] = outcome(there || l == SessionLayer && q.asker.federated(), false)
 		for _, doc := range list {
 			d.Outcomes[l] = max(d.Outcomes[l], q.collect(&d, l, doc))
 			for _, key := range doc.keys {
@@ -159,12 +159,12 @@ func (q *question) collect(d *Decision, l Layer, doc *Document) (o Outcome) {
 		})
 	}
 	for i := range doc.denies {
-		if s := &doc.denies[i]; q.applies(s) && (s.principals == nil || s.hits(&q.Principal, q.Policies.Boundary != nil)) {
+		if s := &doc.denies[i]; q.applies(s) && (s.principals == nil || s.hits(&q.asker, q.Policies.Boundary != nil)) {
 			add(s, Denied)
 		}
 	}
 	for i := range doc.allows {
-		if s := &doc.allows[i]; q.applies(s) && (s.principals == nil || s.grants(&q.Principal) != notNamed) {
+		if s := &doc.allows[i]; q.applies(s) && (s.principals == nil || s.grants(&q.asker) != notNamed) {
 			add(s, Allowed)
 		}
 	}

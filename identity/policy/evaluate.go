@@ -79,7 +79,7 @@ func (p *Policies) of(l Layer, one *[1]*Document) (list []*Document, there bool)
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic_policy-eval-denyallow.html
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic-cross-account.html
 func Evaluate(r *Request) Decision {
-	q := question{Request: r, resource: parseARN(r.Resource)}
+	q := ask(r)
 	d := Decision{action: r.Action, resource: r.Resource}
 	var one [1]*Document
 	for l := range layerCount {
@@ -96,7 +96,7 @@ func Evaluate(r *Request) Decision {
 	for l := range ResourceLayer {
 		list, there := r.Policies.of(l, &one)
 		if l == SessionLayer {
-			there = there || r.Principal.federated()
+			there = there || q.asker.federated()
 		}
 		found[l] = q.allowed(list)
 		d.Outcomes[l] = outcome(there, found[l] != nil)
@@ -148,13 +148,18 @@ func (d *Decision) combine(how grant, resource *Document, foreign bool) (Layer, 
 // A question is a request prepared for many statements.
 type question struct {
 	*Request
+	asker    asker
 	resource arn
+}
+
+func ask(r *Request) question {
+	return question{Request: r, asker: asker{&r.Principal, r.Principal.name()}, resource: parseARN(r.Resource)}
 }
 
 // foreign is whether principal and resource are of different accounts. Managed
 // policies of AWS, whose account is "aws", are everybody's.
 func (q *question) foreign() bool {
-	theirs, ours := q.resource.account(), q.Principal.account()
+	theirs, ours := q.resource.account(), q.asker.arn.account()
 	return len(theirs) == accountDigits && ours != "" && theirs != ours
 }
 
@@ -163,7 +168,7 @@ func (q *question) denied(list []*Document) *statement {
 	for _, doc := range list {
 		for i := range doc.denies {
 			s := &doc.denies[i]
-			if q.applies(s) && (s.principals == nil || s.hits(&q.Principal, q.Policies.Boundary != nil)) {
+			if q.applies(s) && (s.principals == nil || s.hits(&q.asker, q.Policies.Boundary != nil)) {
 				return s
 			}
 		}
@@ -190,7 +195,7 @@ func (q *question) granted() (closest *statement, how grant) {
 	}
 	for i := range q.Policies.Resource.allows {
 		s := &q.Policies.Resource.allows[i]
-		if g := s.grants(&q.Principal); g > how && q.applies(s) {
+		if g := s.grants(&q.asker); g > how && q.applies(s) {
 			closest, how = s, g
 		}
 	}

@@ -123,8 +123,13 @@ func (q *piece) resolve(c Context) (text string, ok bool) {
 // match is whether the whole of s fits, with the variables of c. It backs up
 // to the last * only, so it takes len(p) x len(s) steps at most.
 func (p pattern) match(s string, c Context) bool {
-	if len(p) == 1 && p[0].kind == anyRun {
-		return true
+	if len(p) == 1 { // most fields of most names
+		switch p[0].kind {
+		case anyRun:
+			return true
+		case literal:
+			return p[0].text == s
+		}
 	}
 	i, at := 0, 0
 	star, mark := -1, 0 // the last *, and where what follows it was tried

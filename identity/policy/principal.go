@@ -19,20 +19,24 @@ type Principal struct {
 	ID string
 }
 
-// account is the account of an AWS principal.
-func (p *Principal) account() string {
+// name is the ARN of an AWS principal, cut into its fields.
+func (p *Principal) name() arn {
 	if p.Kind != "AWS" {
-		return ""
+		return arn{}
 	}
-	a := parseARN(p.Value)
-	return a.account()
+	return parseARN(p.Value)
 }
 
-// federated is whether the principal is a session of GetFederationToken, which
-// may do nothing without session policies.
-func (p *Principal) federated() bool {
-	a := parseARN(p.Value)
-	return p.Kind == "AWS" && strings.HasPrefix(a.fields[arnFields-1], "federated-user/")
+// An asker is a principal prepared for many patterns.
+type asker struct {
+	*Principal
+	arn arn // zero for one that is not of AWS
+}
+
+// federated is whether it is a session of GetFederationToken, which may do
+// nothing without session policies.
+func (p *asker) federated() bool {
+	return strings.HasPrefix(p.arn.fields[arnFields-1], "federated-user/")
 }
 
 // A grant is how closely a resource's policy names a principal, which decides
@@ -121,7 +125,7 @@ func (p *parser) principals(n node) (out []principalPattern, err error) {
 }
 
 // names is how closely the pattern names the principal.
-func (pp *principalPattern) names(p *Principal) grant {
+func (pp *principalPattern) names(p *asker) grant {
 	switch {
 	case pp.everyone:
 		return limited
@@ -135,7 +139,7 @@ func (pp *principalPattern) names(p *Principal) grant {
 		return direct
 	case p.Parent != "" && pp.value == p.Parent, pp.isRoleOf(p.ID):
 		return limited
-	case pp.account != "" && pp.account == p.account():
+	case pp.account != "" && pp.account == p.arn.account():
 		return delegated
 	}
 	return notNamed
@@ -150,7 +154,7 @@ func (pp *principalPattern) isRoleOf(session string) bool {
 
 // grants is how closely an Allow statement names the principal. Only accounts'
 // principals are meant by *: a service is always named.
-func (s *statement) grants(p *Principal) (out grant) {
+func (s *statement) grants(p *asker) (out grant) {
 	for i := range s.principals {
 		if pp := &s.principals[i]; !pp.everyone || p.Kind == "AWS" {
 			out = max(out, pp.names(p))
@@ -163,7 +167,7 @@ func (s *statement) grants(p *Principal) (out grant) {
 // spares whoever it names whole: the account, the role if there is one, and
 // the user or session. It never spares one that has a boundary.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements_notprincipal.html
-func (s *statement) hits(p *Principal, bounded bool) bool {
+func (s *statement) hits(p *asker, bounded bool) bool {
 	if !s.notPrinc {
 		for i := range s.principals {
 			if s.principals[i].names(p) != notNamed {
