@@ -36,21 +36,9 @@ func parseARN(s string) (a arn) {
 // account is the account that the ARN names, "" for none.
 func (a *arn) account() string { return a.fields[4] }
 
-// tail is what begins with a field.
-func (a *arn) tail(field int) string {
-	if field == arnFields-1 {
-		return a.fields[field]
-	}
-	skip := field
-	for _, f := range a.fields[:field] {
-		skip += len(f)
-	}
-	return a.text[skip:]
-}
-
 // An arnPattern is a pattern for each of the fields of an ARN, or "*" alone
-// for everything. A wildcard does not reach beyond its field, except that the
-// last field is all that remains.
+// for everything. A wildcard does not reach beyond its field, except for a *
+// that ends a pattern of fewer fields.
 type arnPattern struct {
 	all    bool
 	fields []pattern
@@ -111,13 +99,8 @@ func (a *arnPattern) match(name *arn, c Context) bool {
 	if !name.valid {
 		return false
 	}
-	last := len(a.fields) - 1
-	for i := last; i >= 0; i-- { // what differs most is at the end
-		text := name.fields[i]
-		if i == last {
-			text = name.tail(i)
-		}
-		if !a.fields[i].match(text, c) {
+	for i := len(a.fields) - 1; i >= 0; i-- { // what differs most is at the end
+		if !a.fields[i].match(name.fields[i], c) {
 			return false
 		}
 	}

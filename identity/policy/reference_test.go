@@ -226,17 +226,22 @@ func (r reference) isResource(q *Request, p string, variables, broad bool) bool 
 	return refARN(text).MatchString(q.Resource)
 }
 
-// refARN lets a * end at the next colon, except in the last field.
+// refARN lets a * end at the next colon, except in the last field, and where
+// there are fewer fields at the very end.
 func refARN(text string) *regexp.Regexp {
 	fields := strings.SplitN(text, ":", 6)
 	for i, f := range fields {
 		star, one := "[^:]*", "[^:]"
-		if i == len(fields)-1 {
+		if i == 5 || text == "\x01" {
 			star, one = ".*", "."
 		}
 		fields[i] = strings.NewReplacer("\x01", star, "\x02", one).Replace(f)
 	}
-	return compiled("^" + strings.Join(fields, ":") + "$")
+	rest := ""
+	if len(fields) < 6 {
+		rest = "(:.*)?"
+	}
+	return compiled("^" + strings.Join(fields, ":") + rest + "$")
 }
 
 func (r reference) grants(q *Request, d refDocument) (self, role, account bool) {
