@@ -248,6 +248,9 @@ func (d *Directory) CreateUser(ctx context.Context, u User) error {
 }
 
 func (d *Directory) setUser(ctx context.Context, u User) error {
+	if err := policy.CheckSize(policy.MaxUserInline, slices.Collect(maps.Values(u.Inline))...); err != nil {
+		return fmt.Errorf("user %s: inline policies: %w", u.Name, err)
+	}
 	h, err := d.holdUser(u)
 	if err != nil {
 		return fmt.Errorf("user %s: %w", u.Name, err)
@@ -310,6 +313,9 @@ func (d *Directory) CreateRole(ctx context.Context, r Role) error {
 	if r.MaxDuration == 0 {
 		r.MaxDuration = time.Hour
 	}
+	if err := errors.Join(policy.CheckSize(policy.MaxTrust, r.Trust), policy.CheckSize(policy.MaxRoleInline, slices.Collect(maps.Values(r.Inline))...)); err != nil {
+		return fmt.Errorf("create role %s: %w", r.Name, err)
+	}
 	h, err := d.holdRole(r)
 	if err != nil {
 		return fmt.Errorf("create role %s: %w", r.Name, err)
@@ -336,6 +342,9 @@ func (d *Directory) CreatePolicy(ctx context.Context, p Policy) (string, error) 
 		return "", fmt.Errorf("create policy %s: %w", p.Name, ErrExists)
 	}
 	doc, err := policy.Parse(policy.Identity, p.Name, p.Document)
+	if err == nil {
+		err = policy.CheckSize(policy.MaxManaged, p.Document)
+	}
 	if err != nil {
 		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
 	}

@@ -387,6 +387,51 @@ func TestDirectory_OpenRefuses(t *testing.T) {
 	}
 }
 
+// TestDirectory_Sizes holds the limits of AWS where documents are taken in.
+func TestDirectory_Sizes(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	long := func(n int) string {
+		text := statementOf(`"Effect":"Allow","Action":"a:b","Resource":"*","Sid":"%"`)
+		return strings.Replace(text, "%", strings.Repeat("x", n-len(text)+1), 1)
+	}
+	trust := strings.Replace(statementOf(`"Effect":"Allow","Action":"sts:AssumeRole","Principal":{"Service":"%.x"}`), "%", strings.Repeat("x", policy.MaxTrust), 1)
+	half := policy.MaxUserInline / 2
+	for name, test := range map[string]struct{ fits, exceeds func(name string) error }{
+		"Managed": {
+			func(name string) error {
+				_, err := w.CreatePolicy(ctx, Policy{Name: name, Document: long(policy.MaxManaged)})
+				return err
+			},
+			func(name string) error {
+				_, err := w.CreatePolicy(ctx, Policy{Name: name, Document: long(policy.MaxManaged + 1)})
+				return err
+			},
+		},
+		"User": {
+			func(name string) error {
+				return w.CreateUser(ctx, User{Name: name, Inline: map[string]string{"a": long(half), "b": long(half)}})
+			},
+			func(name string) error {
+				return w.CreateUser(ctx, User{Name: name, Inline: map[string]string{"a": long(half), "b": long(half + 1)}})
+			},
+		},
+		"Role": {
+			func(name string) error {
+				return w.CreateRole(ctx, Role{Name: name, Trust: serviceRoles()[0].Trust, Inline: map[string]string{"a": long(policy.MaxRoleInline)}})
+			},
+			func(name string) error { return w.CreateRole(ctx, Role{Name: name, Trust: trust}) },
+		},
+	} {
+		if err := test.fits("fits"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if e := (*policy.Error)(nil); !errors.As(test.exceeds("exceeds"), &e) {
+			t.Errorf("%s: one character too many was taken", name)
+		}
+	}
+}
+
 func TestSecret_NeverPrints(t *testing.T) {
 	secret := Secret("hunter2")
 	var log bytes.Buffer

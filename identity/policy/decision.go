@@ -33,6 +33,7 @@ type Decision struct {
 // An Outcome is what one layer says.
 type Outcome byte
 
+// The outcomes, the weightier the later.
 const (
 	Absent  Outcome = iota // there is no such policy
 	Silent                 // no statement allows

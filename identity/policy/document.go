@@ -11,6 +11,7 @@ import (
 // A Kind says what a document is for, which decides what its statements may hold.
 type Kind int
 
+// The kinds of documents.
 const (
 	// Identity is attached to a user, group or role, or is a permissions
 	// boundary or a session policy. Its statements have a resource and no principal.
@@ -27,8 +28,8 @@ const (
 )
 
 // Limits of AWS in characters as [Size] counts them. For inline policies they
-// hold for all of one holder together. Whoever takes a document in checks them:
-// what a document is for is known there.
+// hold for all of one holder together. Whoever takes a document in checks them
+// with [CheckSize]: what a document is for is known there.
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
 const (
 	MaxUserInline  = 2048
@@ -108,8 +109,8 @@ func Parse(kind Kind, name, text string) (*Document, error) {
 	if len(text) > maxText {
 		return nil, &Error{Reason: fmt.Sprintf("%d bytes long, at most %d are allowed", len(text), maxText)}
 	}
-	if n := Size(text); n > maxDocument {
-		return nil, &Error{Reason: fmt.Sprintf("%d characters long, at most %d are allowed", n, maxDocument)}
+	if err := CheckSize(maxDocument, text); err != nil {
+		return nil, err
 	}
 	p := &parser{Document: Document{kind: kind, name: name, text: text}}
 	top, err := parseTree(text)

@@ -68,7 +68,7 @@ func parseTree(text string) (node, error) {
 	if err != nil {
 		return node{start: r.next()}, err
 	}
-	if _, err := r.decoder.Token(); err != io.EOF {
+	if _, err := r.decoder.Token(); !errors.Is(err, io.EOF) {
 		return node{start: r.next()}, errors.New("something follows the document")
 	}
 	return n, nil
@@ -87,7 +87,7 @@ func (r *reader) next() int {
 
 func (r *reader) token() (json.Token, error) {
 	token, err := r.decoder.Token()
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
@@ -172,4 +172,17 @@ func Size(text string) int {
 		return utf8.RuneCount(compact.Bytes())
 	}
 	return utf8.RuneCountInString(text)
+}
+
+// CheckSize is the [*Error] of documents that are together longer than a limit,
+// such as [MaxUserInline].
+func CheckSize(limit int, texts ...string) error {
+	total := 0
+	for _, text := range texts {
+		total += Size(text)
+	}
+	if total > limit {
+		return &Error{Reason: fmt.Sprintf("%d characters long without white space, at most %d are allowed", total, limit)}
+	}
+	return nil
 }
