@@ -24,7 +24,7 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(string(text))
 	}
-	m := maker{rand.New(rand.NewPCG(1, 2))} // the same ones for all who fuzz
+	m := maker{Rand: rand.New(rand.NewPCG(1, 2))} // the same ones for all who fuzz
 	for range 20 {
 		f.Add(m.document(Identity))
 		f.Add(m.document(Resource))

@@ -9,13 +9,39 @@ import (
 )
 
 // A maker draws policies and requests whose parts often match.
-type maker struct{ *rand.Rand }
+type maker struct {
+	*rand.Rand
+	drawn map[Kind][]drawn
+}
+
+// A drawn document is there twice: parsed, and for the reference.
+type drawn struct {
+	document *Document
+	ref      refDocument
+}
+
+// enough documents are drawn of each kind; then they are combined anew.
+const enough = 1500
+
+func (m maker) draw(t testing.TB, kind Kind) drawn {
+	if len(m.drawn[kind]) == enough {
+		return m.drawn[kind][m.IntN(enough)]
+	}
+	text := m.document(kind)
+	d, err := Parse(kind, "random", text)
+	if err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	out := drawn{d, refParse(text)}
+	m.drawn[kind] = append(m.drawn[kind], out)
+	return out
+}
 
 // newMaker prints its seed, so that what it found can be found again.
 func newMaker(t testing.TB) maker {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	return maker{rand.New(rand.NewPCG(seed, 3))}
+	return maker{rand.New(rand.NewPCG(seed, 3)), map[Kind][]drawn{}}
 }
 
 func (m maker) pick(list ...string) string { return list[m.IntN(len(list))] }
@@ -178,13 +204,9 @@ func (m maker) request(t testing.TB) (*Request, refPolicies, []string) {
 	var ref refPolicies
 	var texts []string
 	draw := func(kind Kind) (*Document, refDocument) {
-		text := m.document(kind)
-		texts = append(texts, text)
-		d, err := Parse(kind, "random", text)
-		if err != nil {
-			t.Fatalf("%v: %s", err, text)
-		}
-		return d, refParse(text)
+		one := m.draw(t, kind)
+		texts = append(texts, one.document.Text())
+		return one.document, one.ref
 	}
 	for range m.IntN(3) {
 		d, n := draw(Identity)
