@@ -28,10 +28,19 @@ func (e *Error) ErrorName() string { return e.Name }
 
 // HTTPStatus implements [Exception].
 func (e *Error) HTTPStatus() int {
-	if status := statuses[e.Name]; status != 0 {
-		return status
+	if k, ok := kinds[e.Name]; ok {
+		return k.status
 	}
 	return http.StatusInternalServerError
+}
+
+// QueryCode is the error's code and HTTP status in the query protocol, which
+// iam and sts speak.
+func (e *Error) QueryCode() (code string, status int) {
+	if k, ok := kinds[e.Name]; ok {
+		return k.query, k.queryStatus
+	}
+	return e.Name, e.HTTPStatus()
 }
 
 // WriteHeader implements [Exception].
@@ -41,7 +50,7 @@ func (e *Error) WriteHeader(h http.Header) {
 	}
 }
 
-// Names of errors.
+// Names of errors, as services that speak JSON have them.
 const (
 	AccessDenied          = "AccessDeniedException"
 	Conflict              = "ConflictException"
@@ -61,25 +70,34 @@ const (
 	ExpiredToken          = "ExpiredTokenException"
 )
 
-// statuses is the HTTP status of each error.
-var statuses = map[string]int{
-	AccessDenied:     http.StatusForbidden,
-	Conflict:         http.StatusConflict,
-	InternalServer:   http.StatusInternalServerError,
-	NotFound:         http.StatusNotFound,
-	QuotaExceeded:    http.StatusPaymentRequired, // so has the model
-	Throttling:       http.StatusTooManyRequests,
-	Uninitialized:    http.StatusBadRequest,
-	Validation:       http.StatusBadRequest,
-	UnknownOperation: http.StatusNotFound,
+// A kind is how one error is answered, by the protocol of its service.
+type kind struct {
+	status      int    // of HTTP, beside the name, in JSON
+	query       string // code in the query protocol
+	queryStatus int
+}
+
+// kinds has both forms of each error. Those of the query protocol are the
+// common errors of IAM and STS.
+// https://docs.aws.amazon.com/IAM/latest/APIReference/CommonErrors.html
+var kinds = map[string]kind{
+	AccessDenied:     {http.StatusForbidden, "AccessDenied", http.StatusForbidden},
+	Conflict:         {http.StatusConflict, "EntityAlreadyExists", http.StatusConflict},
+	InternalServer:   {http.StatusInternalServerError, "InternalFailure", http.StatusInternalServerError},
+	NotFound:         {http.StatusNotFound, "NoSuchEntity", http.StatusNotFound},
+	QuotaExceeded:    {http.StatusPaymentRequired, "LimitExceeded", http.StatusConflict}, // 402: so has MGN's model
+	Throttling:       {http.StatusTooManyRequests, "Throttling", http.StatusBadRequest},
+	Uninitialized:    {http.StatusBadRequest, "OptInRequired", http.StatusForbidden},
+	Validation:       {http.StatusBadRequest, "ValidationError", http.StatusBadRequest},
+	UnknownOperation: {http.StatusNotFound, "InvalidAction", http.StatusBadRequest},
 	// The SDKs repeat a 500, which would be in vain; they do not repeat a 501.
-	NotImplemented:        http.StatusNotImplemented,
-	TooLarge:              http.StatusRequestEntityTooLarge,
-	MissingAuthentication: http.StatusForbidden,
-	IncompleteSignature:   http.StatusForbidden,
-	InvalidSignature:      http.StatusForbidden,
-	UnrecognizedClient:    http.StatusForbidden,
-	ExpiredToken:          http.StatusForbidden,
+	NotImplemented:        {http.StatusNotImplemented, "NotImplemented", http.StatusNotImplemented},
+	TooLarge:              {http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", http.StatusRequestEntityTooLarge},
+	MissingAuthentication: {http.StatusForbidden, "MissingAuthenticationToken", http.StatusForbidden},
+	IncompleteSignature:   {http.StatusForbidden, "IncompleteSignature", http.StatusBadRequest},
+	InvalidSignature:      {http.StatusForbidden, "SignatureDoesNotMatch", http.StatusForbidden},
+	UnrecognizedClient:    {http.StatusForbidden, "InvalidClientTokenId", http.StatusForbidden},
+	ExpiredToken:          {http.StatusForbidden, "ExpiredToken", http.StatusForbidden},
 }
 
 // Errorf makes an error of a name, which is one of the constants above.
