@@ -49,6 +49,7 @@ type Server struct {
 	Options
 	routes    map[string][]*route // by signing name
 	strangers throttle
+	verifier  *verifier
 }
 
 // New makes a server of services. Operations without a handler are answered
@@ -67,6 +68,8 @@ func New(o Options, services ...*Service) *Server {
 		o.MaxBody = DefaultMaxBody
 	}
 	s := &Server{Options: o, routes: map[string][]*route{}}
+	s.verifier = &verifier{keys: o.Identity, region: o.Region, now: o.Now, early: earlyChecks, late: lateChecks,
+		serves: func(service string) bool { return s.routes[service] != nil }}
 	for _, service := range services {
 		for _, op := range service.Operations {
 			s.routes[service.SigningName] = append(s.routes[service.SigningName], newRoute(service, op))
@@ -320,16 +323,7 @@ func (c *call) authenticate() error {
 	if err != nil {
 		return err
 	}
-	if err := r.checkScope(c.server.Region); err != nil {
-		return err
-	}
-	if c.server.routes[r.scope.service] == nil {
-		return Errorf(InvalidSignature, "Credential should be scoped to a service of this endpoint, which '%s' is not", r.scope.service)
-	}
-	if err := r.checkTime(c.server.Now()); err != nil {
-		return err
-	}
-	who, err := r.verify(c.request.Context(), c.server.Identity, func() ([]byte, error) {
+	who, err := c.server.verifier.verify(c.request.Context(), r, func() ([]byte, error) {
 		c.body, err = c.readBody()
 		return c.body, err
 	})
