@@ -22,6 +22,9 @@ import (
 // DefaultMaxBody is how large a request's body may be, in bytes.
 const DefaultMaxBody = 1 << 20
 
+// maxBodyOfNone is how large it may be where no operation has one.
+const maxBodyOfNone = 4 << 10
+
 // Options says what a [Server] stands on.
 type Options struct {
 	Identity *identity.Directory // required
@@ -41,6 +44,8 @@ type Options struct {
 	// ResourceTags gives the tags of a resource for conditions on
 	// aws:ResourceTag; nil for one that is not there. nil means no tags.
 	ResourceTags func(ctx context.Context, arn string) map[string]string
+	// Limits are how fast calls may come; the zero value is no limits.
+	Limits Limits
 }
 
 // A Server answers the calls of its services over HTTP. Handlers are
@@ -50,6 +55,8 @@ type Server struct {
 	routes    map[string][]*route // by signing name
 	strangers throttle
 	verifier  *verifier
+
+	principals, sources *meter // of Limits
 }
 
 // New makes a server of services. Operations without a handler are answered
@@ -68,6 +75,8 @@ func New(o Options, services ...*Service) *Server {
 		o.MaxBody = DefaultMaxBody
 	}
 	s := &Server{Options: o, routes: map[string][]*route{}}
+	s.principals = newMeter(o.Limits.PrincipalRate, o.Limits.PrincipalBurst)
+	s.sources = newMeter(o.Limits.SourceRate, o.Limits.SourceBurst)
 	s.verifier = &verifier{keys: o.Identity, region: o.Region, now: o.Now, early: earlyChecks, late: lateChecks,
 		serves: func(service string) bool { return s.routes[service] != nil }}
 	for _, service := range services {
@@ -253,22 +262,35 @@ func (c *call) perform() (out any, err error) {
 			out, err = nil, errPanicked
 		}
 	}()
-	path, _, _ := strings.Cut(c.request.RequestURI, "?")
-	if r, ok := c.server.peerRoute(c.request.Method, path); ok {
-		c.found(r, nil)
-		if err := c.authenticatePeer(); err != nil {
-			return nil, err
-		}
-		if c.body, err = c.readBody(); err != nil {
-			return nil, err
-		}
-	} else if err := c.authenticate(); err != nil {
+	if err := c.admitSource(); err != nil {
+		return nil, err
+	}
+	if err := c.identify(); err != nil {
+		c.chargeSource(err)
+		return nil, err
+	}
+	if err := c.admitCaller(); err != nil {
 		return nil, err
 	}
 	if c.route.handle == nil {
 		return nil, Errorf(NotImplemented, "%s is not built yet in this version of Rehost", c.route.Name)
 	}
 	return c.route.handle(c)
+}
+
+// identify finds out who calls, and what.
+func (c *call) identify() (err error) {
+	path, _, _ := strings.Cut(c.request.RequestURI, "?")
+	r, ok := c.server.peerRoute(c.request.Method, path)
+	if !ok {
+		return c.authenticate()
+	}
+	c.found(r, nil)
+	if err := c.authenticatePeer(); err != nil {
+		return err
+	}
+	c.body, err = c.readBody()
+	return err
 }
 
 var errPanicked = errors.New("handler panicked")
@@ -344,6 +366,9 @@ func (c *call) authenticate() error {
 // signature can be verified.
 func (c *call) readBody() ([]byte, error) {
 	limit := c.server.MaxBody
+	if c.request.Method == http.MethodGet || c.request.Method == http.MethodDelete {
+		limit = min(limit, maxBodyOfNone)
+	}
 	if c.request.ContentLength > limit {
 		return nil, Errorf(TooLarge, "The body is larger than %d bytes", limit)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -155,12 +156,12 @@ func (r *replicator) deliver(ctx context.Context) {
 	}
 }
 
-// send tells progress. It stays pending while nobody answers; an answer of
-// whatever kind settles it.
+// send tells progress. It stays pending while nobody answers, or the service
+// has no time for it; any other answer settles it.
 func (r *replicator) send(ctx context.Context, p *formgn.NotifyAgentReplicationProgressForMgnRequest) {
 	_, err := awsapi.Call(ctx, r.client, formgn.NotifyAgentReplicationProgressForMgn, p)
 	answer := new(awsapi.CallError)
-	if err != nil && (!errors.As(err, &answer) || answer.Status >= 500) {
+	if err != nil && (!errors.As(err, &answer) || answer.Status >= 500 || answer.Status == http.StatusTooManyRequests) {
 		r.log.Warn("progress is not delivered yet", "server", p.SourceServerID, "err", err)
 		return
 	}
