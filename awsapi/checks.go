@@ -101,6 +101,9 @@ func checkHeadersPresent(_ *verifier, s *signedRequest) error {
 }
 
 func checkHost(_ *verifier, s *signedRequest) error {
+	if strings.ContainsAny(s.Host, " \t") { // which its canonical form would hide
+		return unparsable("The Host is malformed")
+	}
 	if !slices.Contains(s.headers, "host") {
 		return invalidSignature("'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.")
 	}

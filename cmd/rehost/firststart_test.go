@@ -5,14 +5,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"rehost/control"
 	"rehost/identity"
@@ -164,58 +162,6 @@ func TestAgentFiles(t *testing.T) {
 			t.Errorf("%q: %d %q", path, w.Code, w.Body)
 		}
 	}
-}
-
-// TestLimiter: one address cannot take every place, and a place that is given
-// back can be taken again.
-func TestLimiter(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := limit(inner, 3, 2)
-	defer l.Close()
-	accepted := make(chan net.Conn, 8)
-	go func() {
-		defer close(accepted)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			accepted <- c
-		}
-	}()
-	dial := func(from string) net.Conn {
-		t.Helper()
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 5 * time.Second}
-		c, err := d.Dial("tcp", inner.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		return c
-	}
-	refused := func(c net.Conn) {
-		t.Helper()
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
-		if _, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
-			t.Errorf("a connection beyond the limit is open: %v", err)
-		}
-	}
-	dial("127.0.0.1")
-	first := <-accepted
-	dial("127.0.0.1")
-	<-accepted
-	refused(dial("127.0.0.1"))
-	dial("127.0.0.2")
-	other := <-accepted
-	refused(dial("127.0.0.3")) // all places are taken
-	first.Close()
-	first.Close() // counts once
-	dial("127.0.0.3")
-	(<-accepted).Close()
-	other.Close()
 }
 
 // TestServe_PublicDirectory: keys are not made where others could replace them.

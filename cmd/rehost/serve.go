@@ -37,6 +37,7 @@ type ServeCmd struct {
 	LaunchForward     []int    `help:"TCP ports of every launched instance that are to be reached on this machine's loopback; rehost instance ls says where." placeholder:"PORT"`
 	NoReplicator      bool     `help:"Run no replication server: rehost replicator is started beside, on the same --data."`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
+	RateFlags         `embed:""`
 }
 
 // Run serves until ctx ends.
@@ -164,7 +165,7 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 		return err
 	}
 	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, VerifyPeer: control.VerifyPeer,
-		ResourceTags: s.service.ResourceTags}, mgn.Service, formgn.Service)
+		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service)
 	s.service.Register(s.api)
 	return nil
 }
@@ -215,9 +216,8 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if _, err := endpoint.Certificate(); err != nil {
 		return err
 	}
-	server := &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
-	listener := tls.NewListener(limit(s.listener, maxConnections, maxConnectionsPerPeer), endpoint.OptionalConfig(ca.SourceServer, ca.ReplicationServer))
+	server := newAPIServer(mux, s.log, apiTimeouts)
+	listener := tls.NewListener(limit(s.listener, maxConnections, maxStrangers, s.cmd.StrangerConnections), endpoint.OptionalConfig(ca.SourceServer, ca.ReplicationServer))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var parts, api sync.WaitGroup
