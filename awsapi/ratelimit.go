@@ -50,7 +50,8 @@ type bucket struct {
 	at    time.Time
 }
 
-// refill brings the bucket to the time. A clock that goes back gives nothing.
+// refill brings the bucket to the time. An injected clock that goes back gives
+// nothing; the readings of time.Now that are compared here never do.
 func (b *bucket) refill(now time.Time, rate float64) {
 	if elapsed := now.Sub(b.at).Seconds(); elapsed > 0 {
 		b.spent = max(0, b.spent-elapsed*rate)
