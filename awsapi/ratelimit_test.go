@@ -161,6 +161,13 @@ func TestLimits_SharedAddress(t *testing.T) {
 	if _, err := call(e.client(t, e.admin), mgn.InitializeService, &mgn.InitializeServiceRequest{}); err != nil {
 		t.Errorf("200 calls of agents have used up their address: %v", err)
 	}
+	unknown := mgn.StartTest.Operation
+	unknown.URI = "/StartNothing"
+	for range 6 { // a mistake of somebody known is no stranger's
+		if _, err := call(e.client(t, e.admin), &awsapi.Op[struct{}, struct{}]{Operation: unknown}, &struct{}{}); !awsapi.IsError(err, awsapi.UnknownOperation) {
+			t.Errorf("an unknown operation: %v", err)
+		}
+	}
 	e.knock(t, e.probe("AKIASTRANGERSTRANGER"))
 	if got, _ := e.knock(t, ""); got != awsapi.Throttling {
 		t.Fatalf("the stranger is not slowed: %s", got)
