@@ -482,7 +482,7 @@ func TestFormat_SessionToken(t *testing.T) {
 		"| 1 | 4 | name of the sealing key |",
 		fmt.Sprintf("| 5 | %d | nonce, random |", sealedHead-5),
 		fmt.Sprintf("| %d | n + 16 |", sealedHead),
-		"rehost access key secrets v1", "rehost session tokens v1", "rehost sealing key id", "`" + tokenUse + "`",
+		"rehost access key secrets v1", "rehost session tokens v1", "rehost authority keys v1", "rehost sealing key id", "`" + tokenUse + "`",
 		fmt.Sprintf("at most %d KiB", maxToken>>10), fmt.Sprintf("a file of %d random bytes", sealingKeySize),
 	} {
 		if !strings.Contains(string(page), want) {

@@ -31,8 +31,9 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // A SealingKey protects the secrets of access keys at rest and the contents of
 // session tokens on their way. Whoever has it can make credentials of anyone.
 type SealingKey struct {
-	secrets, tokens cipher.AEAD
-	id              [4]byte // tells keys apart after one was replaced; not secret
+	secrets, tokens, authority cipher.AEAD
+
+	id [4]byte // tells keys apart after one was replaced; not secret
 }
 
 // sealingKeySize is the size of the key file in bytes.
@@ -47,7 +48,7 @@ func NewSealingKey(raw []byte) (*SealingKey, error) {
 	for _, use := range []struct {
 		info string
 		aead *cipher.AEAD
-	}{{"rehost access key secrets v1", &k.secrets}, {"rehost session tokens v1", &k.tokens}} {
+	}{{"rehost access key secrets v1", &k.secrets}, {"rehost session tokens v1", &k.tokens}, {"rehost authority keys v1", &k.authority}} {
 		sub, err := hkdf.Key(sha256.New, raw, nil, use.info, chacha20poly1305.KeySize)
 		if err != nil {
 			return nil, err
