@@ -123,7 +123,7 @@ func TestAgent_Disowned(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	id, err := openIdentity(stateDir(w.state), mustConfig(t, w.state), nil)
+	id, err := openIdentity(stateDir(w.state), mustConfig(t, w.state), w.authority.Bundle(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

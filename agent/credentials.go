@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"time"
@@ -47,10 +47,11 @@ type identity struct {
 	client *awsapi.Client
 	log    *slog.Logger
 	now    func() time.Time
-	share  float64 // of a certificate's life after which it is renewed
+	share  float64 // of a certificate's life after which it is renewed; 0 is the default
 
-	mu   sync.Mutex // guards:
-	pair tls.Certificate
+	mu      sync.Mutex // guards:
+	pair    tls.Certificate
+	trouble error // why it is not renewed
 
 	session struct {
 		sync.Mutex // guards what follows, and is held while a session is made
@@ -59,26 +60,20 @@ type identity struct {
 }
 
 const (
-	renewShare   = 2.0 / 3
 	sessionSpare = 5 * time.Minute // before its end a session is replaced
-	shortest     = time.Second
 )
 
 // openIdentity reads the certificate of an installation.
-func openIdentity(dir stateDir, config Config, log *slog.Logger) (*identity, error) {
+func openIdentity(dir stateDir, config Config, bundle *ca.Bundle, log *slog.Logger) (*identity, error) {
 	pair, err := ca.LoadPair(dir.path(pairFile))
 	if err != nil {
 		return nil, fmt.Errorf("read certificate: %w", err)
 	}
-	root, err := loadRoot(dir.path(rootFile))
-	if err != nil {
-		return nil, err
-	}
 	if name, err := ca.PeerName(pair.Leaf); err != nil || name != (ca.Name{Role: ca.SourceServer, ID: config.SourceServerID}) {
 		return nil, fmt.Errorf("read certificate %s: it names %v, not source server %s: %w", dir.path(pairFile), name, config.SourceServerID, errors.Join(ca.ErrName, err))
 	}
-	id := &identity{dir: dir, server: config.SourceServerID, log: log, now: time.Now, share: renewShare, pair: pair}
-	id.client = newClient(config.Endpoint, config.Region, ca.Endpoint{Root: root, Certificate: id.certificate}, aws.CredentialsProviderFunc(id.credentials), 1)
+	id := &identity{dir: dir, server: config.SourceServerID, log: log, now: time.Now, pair: pair}
+	id.client = newClient(config.Endpoint, config.Region, ca.Endpoint{Bundle: bundle, Certificate: id.certificate}, aws.CredentialsProviderFunc(id.credentials), 1)
 	return id, nil
 }
 
@@ -122,25 +117,27 @@ func (id *identity) forget() {
 
 // renewals renews the certificate in time until ctx ends.
 func (id *identity) renewals(ctx context.Context) {
-	for wait := time.Duration(0); ; {
-		pair, _ := id.certificate()
-		leaf := pair.Leaf
-		if wait == 0 {
-			life := leaf.NotAfter.Sub(leaf.NotBefore)
-			at := leaf.NotBefore.Add(time.Duration(float64(life) * id.share * (1 + 0.1*rand.Float64())))
-			wait = at.Sub(id.now())
+	ca.Renewer{Leaf: id.leaf, Renew: id.renew, Share: id.share, Now: id.now, Note: func(err error) {
+		id.mu.Lock()
+		id.trouble = err
+		id.mu.Unlock()
+		if err != nil {
+			id.log.Warn("certificate is not renewed", "left", id.leaf().NotAfter.Sub(id.now()).Round(time.Second), "err", err)
 		}
-		if pause(ctx, max(wait, shortest)) != nil {
-			return
-		}
-		err := id.renew(ctx)
-		wait = 0
-		if err != nil && ctx.Err() == nil {
-			left := leaf.NotAfter.Sub(id.now()).Round(time.Second)
-			id.log.Warn("certificate is not renewed", "left", left, "err", err)
-			wait = min(max(left/20, 5*time.Second), 10*time.Minute)
-		}
-	}
+	}}.Run(ctx)
+}
+
+func (id *identity) leaf() *x509.Certificate {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.pair.Leaf
+}
+
+// overdue is why the certificate is not renewed, nil while it need not be or is.
+func (id *identity) overdue() error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.trouble
 }
 
 // renew gets a certificate for a new key, which is born here and takes the
@@ -194,7 +191,7 @@ func issued(out *formgn.IssueClientCertificateForMgnResponse, key *ecdsa.Private
 	if name, err := ca.PeerName(certs[0]); err != nil || name != want {
 		return tls.Certificate{}, fmt.Errorf("read issued certificate: it names %v instead of %v: %w", name, want, errors.Join(ca.ErrName, err))
 	}
-	pair, err := ca.Certificate(certs[0], key)
+	pair, err := ca.Certificate(certs, key)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("read issued certificate: %w", err)
 	}

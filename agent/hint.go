@@ -89,6 +89,8 @@ func tlsHint(err error) string {
 		return fmt.Sprintf("a certificate is outside its dates: check this machine's clock, which says %s; an agent that was off for longer than its certificate lasts is installed again, and finds its source server", time.Now().UTC().Format(time.RFC3339))
 	case errors.As(err, &unknown), errors.As(err, &invalid):
 		return "the server's certificate comes from another authority than the one given with --ca: take ca.pem from this service"
+	case errors.Is(err, ca.ErrRevoked):
+		return "the service has taken that certificate back: ask its operator, who finds it with rehost ca ls"
 	case errors.Is(err, ca.ErrName):
 		return "the other side proved to be someone else: check the address, and what stands between (a proxy that breaks TLS is not allowed)"
 	case errors.As(err, &record):

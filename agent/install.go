@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -72,7 +71,7 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	root, err := findRoot(ctx, o.Endpoint, o.CA, o.CAFingerprint)
+	bundle, err := findBundle(ctx, o.Endpoint, o.CA, o.CAFingerprint)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +80,7 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 		return nil, err
 	}
 	o.probe(disks)
-	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Root: root, Certificate: previous(stateDir(o.StateDir), root)}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
+	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Bundle: bundle, Certificate: previous(stateDir(o.StateDir), bundle)}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
 	defer c.Close()
 	if _, err := awsapi.Call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{}); err != nil {
 		return nil, err
@@ -95,7 +94,7 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := o.settle(ctx, config, root, pair); err != nil {
+	if err := o.settle(ctx, config, bundle, pair); err != nil {
 		return nil, err
 	}
 	out := &Installed{SourceServerID: config.SourceServerID, ARN: registered.Arn, New: registered.IsNew != nil && *registered.IsNew, Service: config.Service}
@@ -104,11 +103,11 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 }
 
 // previous is the certificate of an installation from before, nil if there is
-// none that the service would still believe. It shows that this is the machine
-// of an agent that may be running.
-func previous(dir stateDir, root *x509.Certificate) func() (*tls.Certificate, error) {
+// none that has not run out, or none of the authority that is in force here. It
+// shows that this is the machine of an agent that may be running.
+func previous(dir stateDir, bundle *ca.Bundle) func() (*tls.Certificate, error) {
 	pair, err := ca.LoadPair(dir.path(pairFile))
-	if err != nil || dir.check() != nil || pair.Leaf.CheckSignatureFrom(root) != nil || !time.Now().Before(pair.Leaf.NotAfter) {
+	if err != nil || dir.check() != nil || !(ca.Endpoint{Bundle: bundle}).Believes(pair) {
 		return nil
 	}
 	return ca.Fixed(pair)
@@ -276,7 +275,7 @@ func enrol(ctx context.Context, c *awsapi.Client, server string) (tls.Certificat
 
 // settle writes the state, the configuration last since it is what makes an
 // installation one, and starts the agent. An agent that ran before ends first.
-func (o *InstallOptions) settle(ctx context.Context, config Config, root *x509.Certificate, pair tls.Certificate) (err error) {
+func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.Bundle, pair tls.Certificate) (err error) {
 	dir := stateDir(o.StateDir)
 	if _, err = dir.create(); err != nil {
 		return err
@@ -300,7 +299,7 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, root *x509.C
 		return err
 	}
 	err = errors.Join(
-		dir.write(rootFile, ca.EncodeCertificates(root), true),
+		dir.write(rootFile, []byte(bundle.Text()), true),
 		replacePair(dir, pair),
 		dir.save(pairingFile, pairing{Version: stateVersion}),
 		dir.save(configFile, config),

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -308,16 +309,52 @@ func (a *agent) openCapture(ctx context.Context, p pairing) (engine, error) {
 	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log})
 }
 
-// dialWire opens a session with the replication server that the agent was paired with.
+// dialWire opens a session with the replication server that the agent was paired
+// with. It ends when the certificate that the server has shown is revoked.
 func (a *agent) dialWire(ctx context.Context, p pairing) (session, error) {
-	end := ca.Endpoint{Root: a.root, Certificate: a.identity.certificate}
+	end := ca.Endpoint{Bundle: a.bundle, Certificate: a.identity.certificate}
+	name := ca.Name{Role: ca.ReplicationServer, ID: p.Replicator}
+	config := end.ClientConfig(name)
+	verify := config.VerifyConnection
+	var mu sync.Mutex
+	shown := map[string]bool{} // serials; guarded by mu
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := verify(state); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range state.PeerCertificates {
+			shown[ca.Serial(c)] = true
+		}
+		return nil
+	}
 	s, err := wire.Dial(ctx, wire.Config{
-		Address: p.Address,
-		TLS:     end.ClientConfig(ca.Name{Role: ca.ReplicationServer, ID: p.Replicator}),
-		Server:  a.config.SourceServerID, Disks: p.Disks, Generation: p.Generation, Version: Version,
+		Address: p.Address, TLS: config,
+		Server: a.config.SourceServerID, Disks: p.Disks, Generation: p.Generation, Version: Version,
 	})
 	if err != nil {
 		return nil, err // not a typed nil
 	}
-	return s, nil
+	out := &trusted{Session: s}
+	mu.Lock()
+	defer mu.Unlock()
+	for serial := range shown {
+		out.stop = append(out.stop, a.bundle.Revoked().Watch(serial, func() { s.Abort(fmt.Errorf("%s: %w", name, ca.ErrRevoked)) }))
+	}
+	return out, nil
+}
+
+// A trusted session ends with the trust in the certificates that it began with.
+type trusted struct {
+	*wire.Session
+	stop []func()
+}
+
+// Close implements [session].
+func (t *trusted) Close() error {
+	for _, stop := range t.stop {
+		stop()
+	}
+	return t.Session.Close()
 }

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -11,31 +10,36 @@ import (
 	"rehost/ca"
 )
 
-// loadRoot reads the certificate of the service's authority.
-func loadRoot(path string) (*x509.Certificate, error) {
+// loadBundle reads whom an agent believes.
+func loadBundle(path string) (*ca.Bundle, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read certificate authority: %w", err)
 	}
-	certs, err := ca.DecodeCertificates(text)
+	bundle, err := ca.ParseBundle(string(text))
 	if err != nil {
 		return nil, fmt.Errorf("read certificate authority %s: %w", path, err)
 	}
-	if !certs[0].IsCA {
-		return nil, fmt.Errorf("read certificate authority %s: the certificate in it is not an authority's", path)
-	}
-	return certs[0], nil
+	return bundle, nil
 }
 
-// findRoot gets the authority from a file, or from the endpoint itself if it
-// has the fingerprint. Without either nobody is believed.
-func findRoot(ctx context.Context, endpoint, file, fingerprint string) (*x509.Certificate, error) {
+// findBundle gets the authority from a file, or from the endpoint itself if it
+// has the fingerprint. Without either nobody is believed. With both, only the
+// root in the file that has the fingerprint is. While the authority is replaced
+// it has two roots, and the file or fingerprint of either will do: each vouches
+// for the service, which then tells the agent of the other.
+func findBundle(ctx context.Context, endpoint, file, fingerprint string) (*ca.Bundle, error) {
 	if file != "" {
-		root, err := loadRoot(file)
-		if err == nil && fingerprint != "" && ca.Fingerprint(root) != fingerprint {
-			err = fmt.Errorf("read certificate authority %s: %w", file, ca.ErrFingerprint)
+		bundle, err := loadBundle(file)
+		if err != nil || fingerprint == "" {
+			return bundle, err
 		}
-		return root, err
+		for _, root := range bundle.Roots() {
+			if ca.Fingerprint(root) == fingerprint {
+				return ca.NewBundle(root), nil
+			}
+		}
+		return nil, fmt.Errorf("read certificate authority %s: %w", file, ca.ErrFingerprint)
 	}
 	if fingerprint == "" {
 		return nil, errors.New("the service's certificate authority is not given: --ca FILE or --ca-fingerprint SHA256")
@@ -44,5 +48,9 @@ func findRoot(ctx context.Context, endpoint, file, fingerprint string) (*x509.Ce
 	if err != nil {
 		return nil, err
 	}
-	return ca.FetchRoot(ctx, u.Host, fingerprint)
+	root, err := ca.FetchRoot(ctx, u.Host, fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	return ca.NewBundle(root), nil
 }

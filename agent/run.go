@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +14,7 @@ import (
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/block"
+	"rehost/ca"
 	"rehost/capture"
 	"rehost/wire"
 )
@@ -50,7 +50,7 @@ type agent struct {
 	config   Config
 	options  RunOptions
 	system   capture.System
-	root     *x509.Certificate
+	bundle   *ca.Bundle // whom it believes
 	identity *identity
 	log      *slog.Logger
 	shipper  *shipper
@@ -123,13 +123,13 @@ func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := loadRoot(dir.path(rootFile))
+	bundle, err := loadBundle(dir.path(rootFile))
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{dir: dir, config: config, options: o, root: root, now: time.Now, shipper: newShipper()}
+	a := &agent{dir: dir, config: config, options: o, bundle: bundle, now: time.Now, shipper: newShipper()}
 	a.log = slog.New(a.shipper.handler(o.Log.Handler()))
-	if a.identity, err = openIdentity(dir, config, a.log); err != nil {
+	if a.identity, err = openIdentity(dir, config, bundle, a.log); err != nil {
 		return nil, err
 	}
 	if o.renewShare > 0 {
@@ -170,7 +170,7 @@ func (a *agent) commands(ctx context.Context) {
 			return
 		}
 		out, err := ask(ctx, a.identity, formgn.GetAgentCommandForMgn, &formgn.GetAgentCommandForMgnRequest{
-			SourceServerID: a.config.SourceServerID, AgentVersion: pointer(Version)})
+			SourceServerID: a.config.SourceServerID, AgentVersion: pointer(Version), TrustDigest: pointer(a.bundle.Digest())})
 		if ctx.Err() != nil {
 			return
 		}
@@ -196,6 +196,7 @@ func (a *agent) commands(ctx context.Context) {
 			a.stop(errUninstall)
 			return
 		}
+		a.believe(out.TrustBundle)
 		a.obey(out)
 		if !told {
 			told = a.tellProperties(ctx)
@@ -217,6 +218,27 @@ func (a *agent) tellProperties(ctx context.Context) bool {
 	_, err = ask(ctx, a.identity, formgn.UpdateAgentSourcePropertiesForMgn, &formgn.UpdateAgentSourcePropertiesForMgnRequest{
 		SourceServerID: a.config.SourceServerID, SourceProperties: p})
 	return err == nil
+}
+
+// believe takes over whom the service says to believe, which it says when the
+// agent has told that it believes others. It is on the disk first, so that an
+// agent that is started again is not left behind.
+func (a *agent) believe(text string) {
+	if text == "" || text == a.bundle.Text() {
+		return
+	}
+	err := a.bundle.Check(text)
+	if err == nil {
+		err = a.dir.write(rootFile, []byte(text), true)
+	}
+	if err == nil {
+		err = a.bundle.Replace(text)
+	}
+	if err != nil {
+		a.log.Warn("whom the service says to believe is not taken over", "err", err)
+		return
+	}
+	a.log.Info("the service says whom to believe", "roots", len(a.bundle.Roots()), "bundle", a.bundle.Digest())
 }
 
 // obey passes a command on, and keeps it for a start without the service.

@@ -42,6 +42,7 @@ type Status struct {
 	LastPoint *block.Point `json:"lastPoint,omitempty"`
 
 	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
+	Renewal         string    `json:"renewal,omitempty"` // why the certificate is not renewed
 }
 
 // A DiskLine is one disk in a [Status]; numbers are bytes.
@@ -107,6 +108,9 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	if s.Service != "" {
 		line("Control plane", "%s", s.Service)
 	}
+	if s.Renewal != "" {
+		line("Certificate", "ends %s and is NOT RENEWED: %s", s.CertificateEnds.UTC().Format(time.RFC3339), s.Renewal)
+	}
 	if s.Tracking != "" {
 		line("Tracking", "%s (%s)", s.Tracking, s.Reason)
 	}
@@ -166,6 +170,9 @@ func (a *agent) status() Status {
 		Time: a.now(), Command: p.Command, Throttle: p.Throttling, State: string(a.state())}
 	if pair, err := a.identity.certificate(); err == nil {
 		s.CertificateEnds = pair.Leaf.NotAfter
+	}
+	if err := a.identity.overdue(); err != nil {
+		s.Renewal = err.Error()
 	}
 	if failure != nil && s.State != "STOPPED" && s.State != "PAUSED" {
 		s.Error, s.Hint = failure.Error(), Hint(failure)

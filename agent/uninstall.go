@@ -68,7 +68,11 @@ func Uninstall(ctx context.Context, dir string, log *slog.Logger) (told bool, er
 }
 
 func farewell(ctx context.Context, d stateDir, config Config, log *slog.Logger) bool {
-	id, err := openIdentity(d, config, log)
+	var id *identity
+	bundle, err := loadBundle(d.path(rootFile))
+	if err == nil {
+		id, err = openIdentity(d, config, bundle, log)
+	}
 	if err != nil {
 		log.Warn("the service is not told", "err", err)
 		return false

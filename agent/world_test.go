@@ -78,7 +78,9 @@ type world struct {
 	disks []*fault.Disk
 	state string // directory of the agent
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex      // guards what follows
+	cert       tls.Certificate // of the replication server
+	trusts     string          // digest of the bundle that the agent believes
 	command    formgn.AgentCommand
 	throttling int64
 	generation int64
@@ -198,7 +200,7 @@ func (w *world) startService() {
 		w.t.Fatal(err)
 	}
 	w.address = l.Addr().String()
-	end := ca.Endpoint{Root: w.authority.Root(), Certificate: func() (*tls.Certificate, error) {
+	end := ca.Endpoint{Bundle: w.authority.Bundle(), Certificate: func() (*tls.Certificate, error) {
 		return w.authority.ServiceCertificate(nil, []net.IP{net.IPv4(127, 0, 0, 1)})
 	}}
 	w.web = &http.Server{Handler: w.api, TLSConfig: end.OptionalConfig(ca.SourceServer), ErrorLog: slog.NewLogLogger(slog.NewTextHandler(w.log, nil), slog.LevelWarn)}
@@ -220,22 +222,38 @@ func (w *world) startReceiver() {
 	if w.store, err = store.Open(w.storeDir, w.keys, store.Options{}); err != nil {
 		w.t.Fatal(err)
 	}
-	cert, err := w.authority.IssueReplicationServer(replicator)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.certify()
 	l, err := net.Listen("tcp", w.dataAt)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.dataAt = l.Addr().String()
-	w.receiver = receive.New(receive.Config{Endpoint: ca.Endpoint{Root: w.authority.Root(), Certificate: ca.Fixed(cert)},
+	w.receiver = receive.New(receive.Config{Endpoint: ca.Endpoint{Bundle: w.authority.Bundle(), Certificate: w.certificate},
 		Store: receive.Replicas(w.store, nil), Controller: w, Logger: slog.New(slog.NewTextHandler(w.log, nil))})
 	w.dataDone = make(chan struct{})
 	go func(r *receive.Server, done chan struct{}) {
 		defer close(done)
 		_ = r.Serve(l)
 	}(w.receiver, w.dataDone)
+}
+
+// certify gives the replication server another certificate.
+func (w *world) certify() {
+	w.t.Helper()
+	cert, err := w.authority.IssueReplicationServer(replicator)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cert = cert
+}
+
+func (w *world) certificate() (*tls.Certificate, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	cert := w.cert
+	return &cert, nil
 }
 
 func (w *world) stopReceiver() {
@@ -299,7 +317,7 @@ func (w *world) handle() {
 		w.mu.Lock()
 		w.issuedN++
 		w.mu.Unlock()
-		return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(cert)), CertificateAuthority: string(ca.EncodeCertificates(w.authority.Root()))}, nil
+		return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(cert...)), CertificateAuthority: string(ca.EncodeCertificates(w.authority.Root()))}, nil
 	})
 	awsapi.Handle(w.api, formgn.CreateSessionForMgn, func(c ctx, _ *formgn.CreateSessionForMgnRequest) (*formgn.CreateSessionForMgnResponse, error) {
 		id := awsapi.CallerOf(c).Peer
@@ -312,7 +330,12 @@ func (w *world) handle() {
 	awsapi.Handle(w.api, formgn.GetAgentCommandForMgn, func(_ ctx, in *formgn.GetAgentCommandForMgnRequest) (*formgn.GetAgentCommandForMgnResponse, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return &formgn.GetAgentCommandForMgnResponse{Command: w.command, BandwidthThrottling: pointer(w.throttling)}, nil
+		w.trusts = *in.TrustDigest
+		out := &formgn.GetAgentCommandForMgnResponse{Command: w.command, BandwidthThrottling: pointer(w.throttling)}
+		if w.trusts != w.authority.Bundle().Digest() {
+			out.TrustBundle = w.authority.Bundle().Text()
+		}
+		return out, nil
 	})
 	awsapi.Handle(w.api, formgn.GetAgentReplicationInfoForMgn, func(_ ctx, in *formgn.GetAgentReplicationInfoForMgnRequest) (*formgn.GetAgentReplicationInfoForMgnResponse, error) {
 		w.mu.Lock()

@@ -10,20 +10,21 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"os"
+	"slices"
+	"sync"
 	"time"
 )
 
 const (
-	rootLifetime      = 10 * 365 * 24 * time.Hour
 	serverLifetime    = 90 * 24 * time.Hour
 	maxAgentLifetime  = 24 * time.Hour
 	clockSkew         = 5 * time.Minute // certificates begin in the past by this much
-	minRSA, maxRSA    = 2048, 8192      // bits; larger keys are a way to burn our time
+	minRSA, maxRSA    = 2048, 4096      // bits; larger keys are a way to burn our time
 	maxSigningRequest = 16 << 10        // bytes
 )
 
@@ -35,21 +36,44 @@ var ErrRequest = errors.New("bad signing request")
 type Options struct {
 	AgentLifetime time.Duration    // of agents' certificates; default and maximum 24 h
 	Time          func() time.Time // default time.Now
+
+	// Sealer protects the private keys in the directory. Without one they are
+	// kept as they are, in files of mode 0600: for tests, and authorities that
+	// are thrown away. A directory is used with one or without, not both.
+	Sealer Sealer
+
+	// Overlap is how long a new root is made known before it issues, for those
+	// who do not say that they have it; default 7 days.
+	Overlap time.Duration
 }
 
-// An Authority issues certificates. Safe for concurrent use.
+// An Authority issues certificates. Safe for concurrent use, also by several
+// processes on one directory.
 type Authority struct {
 	dir     string
 	options Options
-	root    *x509.Certificate
-	key     crypto.Signer
+	bundle  *Bundle
+
+	mu    sync.Mutex
+	state *state            // guarded by mu; what it points to never changes
+	key   *ecdsa.PrivateKey // guarded by mu: of the issuer
+	seen  os.FileInfo       // guarded by mu: the file that state was read from
 }
 
-// Root is the authority's own certificate, which everyone has to believe.
-func (a *Authority) Root() *x509.Certificate { return a.root }
+// Root is the root of the certificates that are issued now. While it is
+// replaced it is not the only one to believe: see [Authority.Bundle].
+func (a *Authority) Root() *x509.Certificate {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state.issuing().Root.Certificate
+}
 
-// Fingerprint is the [Fingerprint] of the root.
-func (a *Authority) Fingerprint() string { return Fingerprint(a.root) }
+// Bundle is what everyone has to believe. It is the same one always and follows
+// every change that this process makes or notices.
+func (a *Authority) Bundle() *Bundle { return a.bundle }
+
+// Fingerprint is the [Fingerprint] of [Authority.Root].
+func (a *Authority) Fingerprint() string { return Fingerprint(a.Root()) }
 
 // NewKey makes a private key of the kind that the service uses itself: ECDSA on P-256.
 func NewKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
@@ -61,28 +85,44 @@ func NewRequest(key crypto.Signer) ([]byte, error) {
 }
 
 // IssueAgent signs the request (PKCS #10, DER) of the agent on the source
-// server with that id. What the request says about names, usages and dates is
-// ignored. Errors about the request wrap [ErrRequest].
-func (a *Authority) IssueAgent(request []byte, id string) (*x509.Certificate, error) {
-	if len(request) > maxSigningRequest {
-		return nil, fmt.Errorf("issue certificate for %s: %w: it is longer than %d bytes", id, ErrRequest, maxSigningRequest)
+// server with that id, and returns the certificate and the chain under it, as
+// [Certificate] takes them. What the request says about names, usages and dates
+// is ignored. Errors about the request wrap [ErrRequest].
+func (a *Authority) IssueAgent(request []byte, id string) ([]*x509.Certificate, error) {
+	name := Name{SourceServer, id}
+	if err := name.Validate(); err != nil {
+		return nil, fmt.Errorf("issue certificate: %w", err)
 	}
-	csr, err := x509.ParseCertificateRequest(request)
+	key, err := checkRequest(request)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for %s: %w: %w", id, ErrRequest, err)
 	}
-	if err := checkKey(csr.PublicKey); err != nil { // before the signature: the key's size is the cost of checking it
-		return nil, fmt.Errorf("issue certificate for %s: %w: %w", id, ErrRequest, err)
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: %w: %w", id, ErrRequest, err)
-	}
 	return a.issue(issuance{
-		name: Name{SourceServer, id}, key: csr.PublicKey, lifetime: a.options.AgentLifetime,
+		name: name, key: key, lifetime: a.options.AgentLifetime,
 		usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 }
 
+// checkRequest returns the public key of a signing request, which is all of it
+// that counts. The requester has proven to hold the private key.
+func checkRequest(request []byte) (crypto.PublicKey, error) {
+	if len(request) > maxSigningRequest {
+		return nil, fmt.Errorf("it is longer than %d bytes", maxSigningRequest)
+	}
+	csr, err := x509.ParseCertificateRequest(request)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkKey(csr.PublicKey); err != nil { // before the signature: the key's size is the cost of checking it
+		return nil, err
+	}
+	return csr.PublicKey, csr.CheckSignature()
+}
+
+// checkKey takes the kinds of key that TLS peers of the policy can use: what our
+// own agents make (P-256), and what an agent with its key in hardware may have.
+// RSA from 2,048 bits on is as good as P-256 for a certificate of a day; larger
+// than 4,096 bits only costs time.
 func checkKey(key any) error {
 	switch k := key.(type) {
 	case *ecdsa.PublicKey:
@@ -102,7 +142,8 @@ func checkKey(key any) error {
 }
 
 // IssueReplicationServer makes a key and a certificate for the replication
-// server with that id, good as a server on 1500 and as a client of the API.
+// server with that id, good as a server on 1500 and as a client of the API. The
+// error wraps [ErrRevoked] if the id was revoked.
 func (a *Authority) IssueReplicationServer(id string) (tls.Certificate, error) {
 	return a.issueWithKey(issuance{
 		name: Name{ReplicationServer, id}, lifetime: serverLifetime,
@@ -128,29 +169,35 @@ type issuance struct {
 	ips      []net.IP
 }
 
-func (a *Authority) issue(i issuance) (*x509.Certificate, error) {
+// issue signs a leaf, and returns it with the certificates that lead to each of
+// the roots. It ends with its issuer at the latest.
+func (a *Authority) issue(i issuance) ([]*x509.Certificate, error) {
 	if err := i.name.Validate(); err != nil {
 		return nil, fmt.Errorf("issue certificate: %w", err)
 	}
+	s, key, err := a.current()
+	if err != nil {
+		return nil, fmt.Errorf("issue certificate for %s: %w", i.name, err)
+	}
+	issuer := s.issuing().Issuer.Certificate.Certificate
 	now := a.options.Time()
 	end := now.Add(i.lifetime)
-	if end.After(a.root.NotAfter) {
-		return nil, fmt.Errorf("issue certificate for %s: the authority's root ends %s, before the certificate would", i.name, a.root.NotAfter.UTC())
+	if end.After(issuer.NotAfter) {
+		end = issuer.NotAfter
 	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+	if end.Before(now.Add(time.Minute)) {
+		return nil, fmt.Errorf("issue certificate for %s: %s, which signs it, ends %s: run rehost ca rotate", i.name, issuer.Subject.CommonName, issuer.NotAfter.UTC())
+	}
+	leaf, err := sign(&x509.Certificate{
 		NotBefore: now.Add(-clockSkew), NotAfter: end,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: i.usage,
 		BasicConstraintsValid: true,
 		URIs:                  []*url.URL{i.name.url()}, DNSNames: i.dns, IPAddresses: i.ips,
-	}, a.root, i.key, a.key)
+	}, issuer, i.key, key)
 	if err != nil {
 		return nil, fmt.Errorf("issue certificate for %s: %w", i.name, err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("issue certificate for %s: read back: %w", i.name, err)
-	}
-	return cert, nil
+	return append([]*x509.Certificate{leaf}, s.chain()...), nil
 }
 
 func (a *Authority) issueWithKey(i issuance) (tls.Certificate, error) {
@@ -159,17 +206,55 @@ func (a *Authority) issueWithKey(i issuance) (tls.Certificate, error) {
 		return tls.Certificate{}, fmt.Errorf("issue certificate for %s: %w", i.name, err)
 	}
 	i.key = key.Public()
-	leaf, err := a.issue(i)
+	var pair tls.Certificate
+	err = a.change(func(s *state) error {
+		if slices.ContainsFunc(s.Revoked, func(r Certified) bool { return r.Serial == "" && r.Name == i.name.String() }) {
+			return fmt.Errorf("%s: %w", i.name, ErrRevoked)
+		}
+		chain, err := a.issue(i)
+		if err != nil {
+			return err
+		}
+		s.note(chain[0], a.options.Time())
+		// The roots travel with the chain for those who know only a fingerprint.
+		pair, err = Certificate(append(chain, s.roots()...), key)
+		return err
+	})
 	if err != nil {
-		return tls.Certificate{}, err
+		return tls.Certificate{}, fmt.Errorf("issue certificate for %s: %w", i.name, err)
 	}
-	// The root travels with the leaf for those who know only its fingerprint.
-	return tls.Certificate{Certificate: [][]byte{leaf.Raw, a.root.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return pair, nil
 }
 
-// Certificate joins an agent's key with the certificate issued for it.
-func Certificate(leaf *x509.Certificate, key crypto.Signer) (tls.Certificate, error) {
-	want, err := x509.MarshalPKIXPublicKey(leaf.PublicKey)
+// note remembers a server's certificate, and forgets those that have run out.
+func (s *state) note(leaf *x509.Certificate, now time.Time) {
+	over := func(c Certified) bool { return c.Serial != "" && now.After(c.NotAfter.Add(clockSkew)) }
+	c := certified(leaf)
+	c.Issuer = Fingerprint(s.issuing().Root.Certificate)
+	s.Issued = append(slices.DeleteFunc(s.Issued, over), c)
+	s.Revoked = slices.DeleteFunc(s.Revoked, over)
+}
+
+// sign makes a certificate and reads it back.
+func sign(template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("read back: %w", err)
+	}
+	return cert, nil
+}
+
+// Certificate joins a key with the certificate issued for it, which comes first
+// in the chain.
+func Certificate(chain []*x509.Certificate, key crypto.Signer) (tls.Certificate, error) {
+	if len(chain) == 0 {
+		return tls.Certificate{}, errors.New("join certificate and key: there is no certificate")
+	}
+	want, err := x509.MarshalPKIXPublicKey(chain[0].PublicKey)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("join certificate and key: %w", err)
 	}
@@ -180,24 +265,9 @@ func Certificate(leaf *x509.Certificate, key crypto.Signer) (tls.Certificate, er
 	if !bytes.Equal(got, want) {
 		return tls.Certificate{}, errors.New("join certificate and key: they do not belong together")
 	}
-	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
-}
-
-func newRoot(now time.Time) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	key, err := NewKey()
-	if err != nil {
-		return nil, nil, err
+	out := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		out.Certificate = append(out.Certificate, c.Raw)
 	}
-	template := &x509.Certificate{
-		Subject:   pkix.Name{Organization: []string{"Rehost"}, CommonName: "Rehost root " + now.UTC().Format(time.DateOnly)},
-		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(rootLifetime),
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		IsCA:     true, BasicConstraintsValid: true, MaxPathLenZero: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, nil, err
-	}
-	cert, err := x509.ParseCertificate(der)
-	return cert, key, err
+	return out, nil
 }

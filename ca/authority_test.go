@@ -94,16 +94,16 @@ func TestOpen_FirstUse(t *testing.T) {
 			t.Fatalf("got fingerprints %q", prints)
 		}
 	}
-	root := filepath.Join(dir, "root.pem")
+	root := filepath.Join(dir, "authority.json")
 	if info := must(os.Stat(root)); info.Mode().Perm() != 0o600 {
-		t.Errorf("root.pem: got mode %v", info.Mode())
+		t.Errorf("authority.json: got mode %v", info.Mode())
 	}
 	public := must(ca.DecodeCertificates(must(os.ReadFile(filepath.Join(dir, "ca.pem")))))
 	if len(public) != 1 || ca.Fingerprint(public[0]) != prints[0] {
 		t.Errorf("ca.pem holds something else: %v", public)
 	}
-	if names := must(os.ReadDir(dir)); len(names) != 2 {
-		t.Errorf("got files %v, want root.pem and ca.pem alone", names)
+	if names := must(os.ReadDir(dir)); len(names) != 3 {
+		t.Errorf("got files %v, want authority.json, ca.pem and lock alone", names)
 	}
 	if err := os.Chmod(root, 0o640); err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestAuthority_IssueAgent(t *testing.T) {
 			Subject: pkix.Name{CommonName: "root"}, DNSNames: []string{"evil"}, IPAddresses: []net.IP{{127, 0, 0, 1}},
 			URIs: []*url.URL{must(url.Parse("urn:rehost:service"))},
 		}, c.key))
-		cert, err := a.IssueAgent(csr, agentID)
+		chain, err := a.IssueAgent(csr, agentID)
 		if !c.ok {
 			if !errors.Is(err, ca.ErrRequest) {
 				t.Errorf("%s: got %v, want %v", name, err, ca.ErrRequest)
@@ -154,6 +154,7 @@ func TestAuthority_IssueAgent(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
+		cert := chain[0]
 		if n, err := ca.PeerName(cert); err != nil || n != (ca.Name{Role: ca.SourceServer, ID: agentID}) {
 			t.Errorf("%s: got name %v, %v", name, n, err)
 		}

@@ -12,10 +12,10 @@ import (
 // This file decides whom a connection is believed. The rules are:
 //
 //   - TLS 1.3, or 1.2 with ephemeral elliptic-curve keys and AEAD ciphers.
-//   - The chain leads to the one root, is within its dates, and is meant for
-//     the peer's side of the connection.
+//   - The chain leads to a root that is believed, is within its dates, and is
+//     meant for the peer's side of the connection.
 //   - The certificate carries exactly one name, and it is the wanted one.
-//   - It is not revoked.
+//   - Neither it nor what signed it is revoked.
 //   - All of it holds for every connection: nothing is resumed.
 
 // ErrRevoked is wrapped by the error of a handshake with a revoked certificate.
@@ -24,7 +24,10 @@ var ErrRevoked = errors.New("certificate is revoked")
 // An Endpoint is one program's part in TLS connections. It is a value: change
 // none of its fields while configurations made from it are in use.
 type Endpoint struct {
-	// Root is the certificate of the authority, the only one believed.
+	// Bundle is what is believed; it may change while configurations are in use.
+	Bundle *Bundle
+
+	// Root is believed too, always: for those who know one root only.
 	Root *x509.Certificate
 
 	// Certificate returns the program's own certificate and is asked in every
@@ -57,7 +60,6 @@ func (e Endpoint) serverConfig(auth tls.ClientAuthType, roles []Role) *tls.Confi
 	c := baseConfig()
 	c.Time = e.Time
 	c.ClientAuth = auth
-	c.ClientCAs = pool(e.Root)
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return e.Certificate() }
 	c.VerifyConnection = func(state tls.ConnectionState) error {
 		if len(state.PeerCertificates) == 0 && auth == tls.VerifyClientCertIfGiven {
@@ -69,6 +71,12 @@ func (e Endpoint) serverConfig(auth tls.ClientAuthType, roles []Role) *tls.Confi
 			}
 			return nil
 		})
+	}
+	// Go verifies the client's chain with what is believed at that moment.
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := c.Clone()
+		now.GetConfigForClient, now.ClientCAs = nil, e.pool()
+		return now, nil
 	}
 	return c
 }
@@ -83,6 +91,9 @@ func (e Endpoint) ClientConfig(want Name) *tls.Config {
 			return &tls.Certificate{}, nil
 		}
 		return e.Certificate()
+	}
+	if want.Role == Service {
+		c.ServerName = ServiceHost // others may be shown another certificate there
 	}
 	c.InsecureSkipVerify = true // host names mean nothing here: VerifyConnection checks the chain and the name
 	c.VerifyConnection = func(state tls.ConnectionState) error {
@@ -106,7 +117,7 @@ func (e Endpoint) verify(state tls.ConnectionState, usage x509.ExtKeyUsage, acce
 	if len(state.PeerCertificates) == 0 {
 		return fmt.Errorf("%w: the peer has no certificate", ErrName)
 	}
-	if e.Root == nil {
+	if len(e.roots()) == 0 {
 		return errors.New("verify peer: no root is configured")
 	}
 	now := time.Now
@@ -114,9 +125,13 @@ func (e Endpoint) verify(state tls.ConnectionState, usage x509.ExtKeyUsage, acce
 		now = e.Time
 	}
 	leaf := state.PeerCertificates[0]
-	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots:         pool(e.Root),
-		Intermediates: x509.NewCertPool(), // the root signs leaves itself
+	between := x509.NewCertPool()
+	for _, c := range state.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
+	chains, err := leaf.Verify(x509.VerifyOptions{
+		Roots:         e.pool(),
+		Intermediates: between,
 		CurrentTime:   now(),
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
@@ -130,7 +145,7 @@ func (e Endpoint) verify(state tls.ConnectionState, usage x509.ExtKeyUsage, acce
 	if err := accept(name); err != nil {
 		return fmt.Errorf("verify peer: %w", err)
 	}
-	if e.Revoked.Contains(Serial(leaf)) {
+	if !slices.ContainsFunc(chains, e.unrevoked) {
 		return fmt.Errorf("verify peer: %s: %w", name, ErrRevoked)
 	}
 	return nil
@@ -153,10 +168,44 @@ func baseConfig() *tls.Config {
 	}
 }
 
-func pool(root *x509.Certificate) *x509.CertPool {
+// unrevoked: nothing in the chain was taken back.
+func (e Endpoint) unrevoked(chain []*x509.Certificate) bool {
+	for _, c := range chain {
+		if serial := Serial(c); e.Revoked.Contains(serial) || e.Bundle != nil && e.Bundle.Revoked().Contains(serial) {
+			return false
+		}
+	}
+	return true
+}
+
+func (e Endpoint) roots() (roots []*x509.Certificate) {
+	if e.Bundle != nil {
+		roots = e.Bundle.Roots()
+	}
+	if e.Root != nil {
+		roots = append(roots, e.Root)
+	}
+	return roots
+}
+
+func (e Endpoint) pool() *x509.CertPool {
 	p := x509.NewCertPool()
-	if root != nil {
-		p.AddCert(root)
+	for _, r := range e.roots() {
+		p.AddCert(r)
 	}
 	return p
+}
+
+// Believes reports whether another endpoint of the same bundle would take the
+// certificate as a client's now.
+func (e Endpoint) Believes(pair tls.Certificate) bool {
+	var state tls.ConnectionState
+	for _, der := range pair.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return false
+		}
+		state.PeerCertificates = append(state.PeerCertificates, c)
+	}
+	return e.verify(state, x509.ExtKeyUsageClientAuth, func(Name) error { return nil }) == nil
 }

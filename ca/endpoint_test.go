@@ -299,8 +299,8 @@ func TestFetchRoot(t *testing.T) {
 // names has none.
 func TestEndpoint_TwoNames(t *testing.T) {
 	dir := t.TempDir()
+	root := legacyRoot(t, dir)
 	a := must(ca.Open(dir, ca.Options{}))
-	root := must(ca.LoadPair(dir + "/root.pem"))
 	key := must(ca.NewKey())
 	der := must(x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),

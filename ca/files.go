@@ -2,7 +2,6 @@ package ca
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -20,20 +19,26 @@ import (
 //
 //   - A certificate and its key share one file, so that they cannot disagree.
 //   - It is 0600 and appears whole or not at all; one that others may read is refused.
-//   - A root is made once: whoever comes second takes the first one's.
 
 const (
-	rootFile    = "root.pem"    // the root with its key
-	publicFile  = "ca.pem"      // the root for everyone to read
+	rootFile    = "root.pem"    // the root with its key, before there was authority.json
+	publicFile  = "ca.pem"      // the roots for everyone to read
 	serviceFile = "service.pem" // the API endpoint's certificate with its key
 )
 
 // Open opens the authority that lives in dir, and makes both at first use.
-// Several processes may do so at once. The root alone, for those who have to
-// believe it, is kept beside it as ca.pem.
+// Several processes may do so at once. The roots alone, for those who have to
+// believe them, are kept beside it as ca.pem.
+//
+// A directory from before keys were sealed is brought to the present form: its
+// root stays the same and goes on issuing, its key is sealed, and the file that
+// held it is overwritten and removed.
 func Open(dir string, options Options) (*Authority, error) {
 	if options.Time == nil {
 		options.Time = time.Now
+	}
+	if options.Overlap == 0 {
+		options.Overlap = 7 * 24 * time.Hour
 	}
 	if options.AgentLifetime == 0 {
 		options.AgentLifetime = maxAgentLifetime
@@ -44,92 +49,111 @@ func Open(dir string, options Options) (*Authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open authority: %w", err)
 	}
-	path := filepath.Join(dir, rootFile)
-	pair, err := LoadPair(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if pair, err = createRoot(path, options.Time()); err != nil {
-			return nil, fmt.Errorf("create authority %s: %w", dir, err)
-		}
-	}
-	if err != nil {
+	a := &Authority{dir: dir, options: options, bundle: &Bundle{}}
+	if err := a.change(a.begin); err != nil {
 		return nil, fmt.Errorf("open authority %s: %w", dir, err)
 	}
-	if !pair.Leaf.IsCA {
-		return nil, fmt.Errorf("open authority %s: the certificate in %s is not an authority's", dir, rootFile)
-	}
-	a := &Authority{dir: dir, options: options, root: pair.Leaf, key: pair.PrivateKey.(*ecdsa.PrivateKey)}
-	public := filepath.Join(dir, publicFile)
-	if text := EncodeCertificates(a.root); !fileHolds(public, text) {
-		if err := writeFile(public, text, 0o644, true); err != nil {
-			return nil, fmt.Errorf("open authority %s: %w", dir, err)
-		}
+	if err := a.forgetRoot(); err != nil {
+		return nil, fmt.Errorf("open authority %s: %w", dir, err)
 	}
 	return a, nil
 }
 
-func createRoot(path string, now time.Time) (tls.Certificate, error) {
-	cert, key, err := newRoot(now)
+// begin fills in the state of an authority that has none.
+func (a *Authority) begin(s *state) error {
+	if len(s.Generations) > 0 {
+		return nil
+	}
+	pair, err := LoadPair(filepath.Join(a.dir, rootFile))
+	var g *generation
+	switch {
+	case err == nil:
+		g, err = a.legacy(pair)
+	case errors.Is(err, fs.ErrNotExist):
+		g, _, err = a.newGeneration(Issuing)
+	}
+	s.Generations = []*generation{g}
+	return err
+}
+
+// forgetRoot removes the file of a root that is in the state by now.
+func (a *Authority) forgetRoot() error {
+	path := filepath.Join(a.dir, rootFile)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return tls.Certificate{}, err
+		return err
 	}
-	text, err := encodePair(tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key})
-	if err != nil {
-		return tls.Certificate{}, err
+	info, err := f.Stat()
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, info.Size()), 0)
 	}
-	if err := writeFile(path, text, 0o600, false); err != nil && !errors.Is(err, fs.ErrExist) {
-		return tls.Certificate{}, err
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
 	}
-	return LoadPair(path)
+	return errors.Join(os.Remove(path), syncDir(a.dir))
+}
+
+// publish keeps ca.pem as it has to be.
+func (a *Authority) publish() error {
+	public, text := filepath.Join(a.dir, publicFile), EncodeCertificates(a.bundle.Roots()...)
+	if fileHolds(public, text) {
+		return nil
+	}
+	return writeFile(public, text, 0o644, true)
 }
 
 // ServiceCertificate is the API endpoint's certificate for those DNS names and
 // addresses: the one in the authority's directory, or a new one if that is
-// absent, has other names, or has less than a third of its life left. Asking
-// in every handshake, as [Endpoint.Certificate], is cheap enough for a few
-// hundred a second.
+// absent, has other names, is revoked, is of a root that issues no more, or has
+// less than a third of its life left. If a new one cannot be made, one that is
+// still good for a while is better than none.
 func (a *Authority) ServiceCertificate(dns []string, ips []net.IP) (*tls.Certificate, error) {
-	path := filepath.Join(a.dir, serviceFile)
-	pair, err := LoadPair(path)
-	if err == nil && a.stillGood(pair.Leaf, dns, ips) {
-		return &pair, nil
+	old, loadErr := a.servicePair()
+	if loadErr == nil && a.stillGood(old.Leaf, dns, ips) {
+		return &old, nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("load service certificate: %w", err)
+	if loadErr != nil && !errors.Is(loadErr, fs.ErrNotExist) {
+		return nil, fmt.Errorf("load service certificate: %w", loadErr)
 	}
-	if pair, err = a.IssueService(dns, ips); err != nil {
-		return nil, err
+	pair, err := a.IssueService(dns, ips)
+	if err == nil {
+		return &pair, SavePair(filepath.Join(a.dir, serviceFile), pair)
 	}
-	return &pair, SavePair(path, pair)
+	if loadErr == nil && a.options.Time().Before(old.Leaf.NotAfter) {
+		return &old, nil
+	}
+	return nil, err
+}
+
+func (a *Authority) servicePair() (tls.Certificate, error) {
+	return LoadPair(filepath.Join(a.dir, serviceFile))
 }
 
 func (a *Authority) stillGood(leaf *x509.Certificate, dns []string, ips []net.IP) bool {
 	name, err := PeerName(leaf)
-	return err == nil && name == Name{Role: Service} &&
-		leaf.CheckSignatureFrom(a.root) == nil &&
-		leaf.NotAfter.Sub(a.options.Time()) > leaf.NotAfter.Sub(leaf.NotBefore)/3 &&
+	return err == nil && name == Name{Role: Service} && a.Current(leaf) &&
+		a.options.Time().Before(RenewAt(leaf, 0)) &&
 		slices.Equal(leaf.DNSNames, dns) && slices.EqualFunc(leaf.IPAddresses, ips, net.IP.Equal)
+}
+
+// Current reports whether the certificate is signed by what signs now, and was
+// not taken back: one that is not should be replaced.
+func (a *Authority) Current(leaf *x509.Certificate) bool {
+	s, _, err := a.current()
+	return err == nil && leaf.CheckSignatureFrom(s.issuing().Issuer.Certificate.Certificate) == nil && !a.bundle.Revoked().Contains(Serial(leaf))
 }
 
 // LoadPair reads a certificate with its key, as [SavePair] wrote it. A file
 // that others than its owner may read is refused.
 func LoadPair(path string) (tls.Certificate, error) {
-	f, err := os.Open(path)
+	text, err := readPrivate(path)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return tls.Certificate{}, fmt.Errorf("%s holds a private key but others may read it (%v): chmod 600 it, and replace the key if that was so for long", path, mode)
-	}
-	var text bytes.Buffer
-	if _, err := text.ReadFrom(f); err != nil {
-		return tls.Certificate{}, err
-	}
-	pair, err := tls.X509KeyPair(text.Bytes(), text.Bytes())
+	pair, err := tls.X509KeyPair(text, text)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("read %s: %w", path, err)
 	}
@@ -139,6 +163,25 @@ func LoadPair(path string) (tls.Certificate, error) {
 		}
 	}
 	return pair, nil
+}
+
+// readPrivate reads a file that nobody else may read.
+func readPrivate(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s holds a private key but others may read it (%v): chmod 600 it, and replace the key if that was so for long", path, mode)
+	}
+	var text bytes.Buffer
+	_, err = text.ReadFrom(f)
+	return text.Bytes(), err
 }
 
 // SavePair writes a certificate, its chain and its key to path, mode 0600, in
@@ -194,6 +237,10 @@ func writeFile(path string, text []byte, mode fs.FileMode, replace bool) (err er
 	if err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func FetchRoot(ctx context.Context, address, fingerprint string) (*x509.Certific
 	}
 	var root *x509.Certificate
 	config := baseConfig()
+	config.ServerName = ServiceHost
 	config.InsecureSkipVerify = true // replaced by what follows
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		for _, cert := range state.PeerCertificates {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -224,6 +225,9 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 		return nil, orNotFound(err, in.SourceServerID)
 	}
 	c.seen(s.ID)
+	if digest := deref(in.TrustDigest); len(digest) <= 2*sha256.Size {
+		c.gauge.set(s.ID, func(t *telemetry) { t.Trusts = digest })
+	}
 	if s.ended() {
 		return c.lastCommand(ctx, s.ID)
 	}
@@ -244,7 +248,7 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 		return nil, err
 	}
 	return &formgn.GetAgentCommandForMgnResponse{Command: s.command(), CommandID: s.commandID(), Retry: &retry,
-		BandwidthThrottling: s.Config.BandwidthThrottling}, nil
+		BandwidthThrottling: s.Config.BandwidthThrottling, TrustBundle: c.trustBundle(in.TrustDigest)}, nil
 }
 
 func (s *server) command() formgn.AgentCommand {

@@ -21,10 +21,11 @@ type replicators struct {
 	mu      sync.Mutex
 	seen    map[string]time.Time // guarded by mu
 	address map[string]string    // guarded by mu
+	trusts  map[string]string    // guarded by mu: digest of the bundle that it believes
 }
 
 func loadReplicators(ctx context.Context, q querier) (*replicators, error) {
-	r := &replicators{seen: map[string]time.Time{}, address: map[string]string{}}
+	r := &replicators{seen: map[string]time.Time{}, address: map[string]string{}, trusts: map[string]string{}}
 	rows, err := q.QueryContext(ctx, `SELECT id, address FROM replicators`)
 	if err != nil {
 		return nil, err
@@ -74,11 +75,14 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 	if err := c.noteReplicator(ctx, in.ReplicatorID, deref(in.Address)); err != nil {
 		return nil, err
 	}
+	c.replicators.mu.Lock()
+	c.replicators.trusts[in.ReplicatorID] = deref(in.TrustDigest)
+	c.replicators.mu.Unlock()
 	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE replicator_id = ? ORDER BY id`, in.ReplicatorID)
 	if err != nil {
 		return nil, err
 	}
-	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Associations: []formgn.Association{}}
+	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Associations: []formgn.Association{}, TrustBundle: c.trustBundle(in.TrustDigest)}
 	for _, s := range servers {
 		revoked, err := revokedSerials(ctx, c.db.reader, s.ID, c.now())
 		if err != nil {

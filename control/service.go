@@ -13,6 +13,7 @@ import (
 
 	"rehost/awsapi/mgn"
 	"rehost/block"
+	"rehost/ca"
 	"rehost/export"
 	"rehost/launch"
 )
@@ -91,6 +92,7 @@ type Service struct {
 	wake    chan struct{} // a job was created
 
 	replicators *replicators
+	turned      map[ca.Certified]bool // revocations that have ended sessions; of tendAuthority alone
 
 	mu    sync.Mutex
 	views map[string]*exported // guarded by mu: by instance
@@ -111,7 +113,7 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 		opts.StepTimeout = 90 * time.Second
 	}
 	db := opts.Database
-	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), views: map[string]*exported{}}
+	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), views: map[string]*exported{}, turned: map[ca.Certified]bool{}}
 	var err error
 	if c.gauge, err = loadGauge(ctx, db.reader); err != nil {
 		return nil, fmt.Errorf("read telemetry: %w", err)

@@ -18,6 +18,7 @@ type telemetry struct {
 	CurrentAt string                `json:"currentAt,omitempty"` // the replica held everything up to then
 	PointSeq  string                `json:"pointSeq,omitempty"`
 	PointAt   string                `json:"pointAt,omitempty"` // on the source's clock
+	Trusts    string                `json:"trusts,omitempty"`  // digest of the bundle that the agent believes
 	GoneAt    string                `json:"goneAt,omitempty"`  // when the agent's session ended, if none has begun since
 	GoneWhy   string                `json:"goneWhy,omitempty"`
 	Received  int64                 `json:"received,omitempty"`

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"database/sql"
@@ -41,12 +42,6 @@ const (
 	maxInstalled = 900
 )
 
-// An Authority signs agents' certificates.
-type Authority interface {
-	IssueAgent(request []byte, id string) (*x509.Certificate, error)
-	Root() *x509.Certificate
-}
-
 // Sessions makes temporary credentials.
 type Sessions interface {
 	// Agent makes those of the agent's role, with the source server's id as
@@ -82,9 +77,9 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode([]byte(in.CertificateSigningRequest))
-	if block == nil || block.Type != "CERTIFICATE REQUEST" {
-		return nil, invalid("certificateSigningRequest", "certificateSigningRequest is not a PEM block of type CERTIFICATE REQUEST")
+	block, rest := pem.Decode([]byte(in.CertificateSigningRequest))
+	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, invalid("certificateSigningRequest", "certificateSigningRequest is not one PEM block of type CERTIFICATE REQUEST")
 	}
 	installing := caller.SourceIdentity == ""
 	if installing {
@@ -92,7 +87,7 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 			return nil, err
 		}
 	}
-	var cert *x509.Certificate
+	var chain []*x509.Certificate
 	_, err := c.change(ctx, in.SourceServerID, func(tx *sql.Tx, s *server) (err error) {
 		if err := s.mayHaveCertificate(caller, c.now()); err != nil {
 			return err
@@ -101,7 +96,7 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 		if err := c.countCertificates(ctx, tx, s.ID, installing); err != nil {
 			return err
 		}
-		if cert, err = c.opts.Authority.IssueAgent(block.Bytes, s.ID); errors.Is(err, ca.ErrRequest) {
+		if chain, err = c.opts.Authority.IssueAgent(block.Bytes, s.ID); errors.Is(err, ca.ErrRequest) {
 			return invalid("certificateSigningRequest", "%v", err)
 		} else if err != nil {
 			return err
@@ -112,15 +107,15 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 			}
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO certificates (serial, server_id, not_after, revoked_at) VALUES (?, ?, ?, '')`,
-			ca.Serial(cert), s.ID, stamp(cert.NotAfter))
+			ca.Serial(chain[0]), s.ID, stamp(chain[0].NotAfter))
 		return err
 	})
 	if err != nil {
 		return nil, orNotFound(err, in.SourceServerID)
 	}
-	c.log.Info("issued a certificate", "server", in.SourceServerID, "serial", ca.Serial(cert), "caller", caller.ARN)
-	return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(cert)),
-		CertificateAuthority: string(ca.EncodeCertificates(c.opts.Authority.Root())), NotAfter: stamp(cert.NotAfter)}, nil
+	c.log.Info("issued a certificate", "server", in.SourceServerID, "serial", ca.Serial(chain[0]), "caller", caller.ARN)
+	return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(chain...)),
+		CertificateAuthority: string(ca.EncodeCertificates(c.opts.Authority.Bundle().Roots()...)), NotAfter: stamp(chain[0].NotAfter)}, nil
 }
 
 // revokeSessions ends the sessions from before an installation, before its
@@ -192,6 +187,9 @@ func (c *Service) CreateSession(ctx context.Context, peer Peer) (*formgn.CreateS
 		}
 		credentials, err = c.opts.Sessions.Agent(ctx, peer.Name.ID)
 	case ca.ReplicationServer:
+		if c.takenBack(peer) {
+			return nil, denied("the certificate %s of %s is revoked", peer.Serial, peer.Name)
+		}
 		credentials, err = c.opts.Sessions.ReplicationServer(ctx, peer.Name.ID)
 	default:
 		return nil, denied("no certificate, or one that credentials are not given for")

@@ -28,6 +28,9 @@ func (c *Service) Run(ctx context.Context) {
 	defer all.Wait()
 	all.Go(func() { c.every(ctx, 5*time.Second, "watch", c.watch) })
 	all.Go(func() { c.every(ctx, time.Second, "observe instances", c.observeAll) })
+	if c.opts.Authority != nil {
+		all.Go(func() { c.every(ctx, time.Second, "look after the certificate authority", c.tendAuthority) })
+	}
 	owner := newID("worker")
 	tick := time.NewTicker(lease / 3)
 	defer tick.Stop()

@@ -3,7 +3,6 @@ package replicator
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,7 +27,7 @@ type Config struct {
 	ID       string // i- and 17 hexadecimal digits, as on the certificate
 	Address  string // host:port that agents are told to connect to
 
-	Root        *x509.Certificate
+	Bundle      *ca.Bundle // follows what the service says
 	Certificate func() (*tls.Certificate, error)
 
 	Store    *store.Store
@@ -44,6 +43,7 @@ type replicator struct {
 	log     *slog.Logger
 	revoked *ca.Revocations
 	client  *awsapi.Client
+	session *aws.CredentialsCache
 
 	mu      sync.Mutex
 	pending map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest // guarded by mu: not delivered yet, by source server
@@ -58,14 +58,15 @@ func Run(ctx context.Context, config Config) error {
 		config.Poll = 2 * time.Second
 	}
 	r := &replicator{config: config, log: config.Logger, revoked: &ca.Revocations{}, pending: map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest{}}
-	toService := ca.Endpoint{Root: config.Root, Certificate: config.Certificate}.ClientConfig(ca.Name{Role: ca.Service})
+	toService := ca.Endpoint{Bundle: config.Bundle, Certificate: config.Certificate}.ClientConfig(ca.Name{Role: ca.Service})
 	unsigned := awsapi.NewClient(awsapi.ClientOptions{Endpoint: config.Endpoint, Region: config.Region, TLS: toService})
 	defer unsigned.Close()
+	r.session = aws.NewCredentialsCache(sessions{unsigned}, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 5 * time.Minute })
 	r.client = awsapi.NewClient(awsapi.ClientOptions{Endpoint: config.Endpoint, Region: config.Region, TLS: toService, UserAgent: "rehost-replicator",
-		Credentials: aws.NewCredentialsCache(sessions{unsigned}, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = 5 * time.Minute })})
+		Credentials: r.session})
 	defer r.client.Close()
 
-	server := receive.New(receive.Config{Endpoint: ca.Endpoint{Root: config.Root, Certificate: config.Certificate, Revoked: r.revoked},
+	server := receive.New(receive.Config{Endpoint: ca.Endpoint{Bundle: config.Bundle, Certificate: config.Certificate, Revoked: r.revoked},
 		Store: receive.Replicas(config.Store, nil), Controller: controller{r}, Logger: config.Logger})
 	var all sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
@@ -130,10 +131,18 @@ func (r *replicator) poll(ctx context.Context) {
 }
 
 func (r *replicator) associate(ctx context.Context) error {
+	digest := r.config.Bundle.Digest()
 	out, err := awsapi.Call(ctx, r.client, formgn.DescribeReplicationServerAssociationsForMgn,
-		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address})
+		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address, TrustDigest: &digest})
 	if err != nil {
+		r.session.Invalidate() // it may have been ended before its time; a new one costs little
 		return err
+	}
+	if out.TrustBundle != "" && out.TrustBundle != r.config.Bundle.Text() {
+		if err := r.config.Bundle.Replace(out.TrustBundle); err != nil {
+			return err
+		}
+		r.log.Info("the service says whom to believe", "roots", len(r.config.Bundle.Roots()), "bundle", r.config.Bundle.Digest())
 	}
 	for _, a := range out.Associations {
 		r.revoked.Add(a.RevokedCertificateSerials...)

@@ -377,6 +377,10 @@ func (s *Session) Close() error {
 	return nil
 }
 
+// Abort ends the session with err at once, as if its connections had broken: for
+// one that is not to be trusted any more. It does not wait; Close is still due.
+func (s *Session) Abort(err error) { s.fail(err) }
+
 // fail ends the session with err, unless it has ended.
 func (s *Session) fail(err error) {
 	s.mu.Lock()

@@ -12,12 +12,14 @@ type CreateSessionForMgnRequest struct {
 type DescribeReplicationServerAssociationsForMgnRequest struct {
 	Address      *string `json:"address,omitempty"`
 	ReplicatorID string  `json:"replicatorID"` // required
+	TrustDigest  *string `json:"trustDigest,omitempty"`
 }
 
 // GetAgentCommandForMgnRequest is the input of [GetAgentCommandForMgn].
 type GetAgentCommandForMgnRequest struct {
 	AgentVersion   *string `json:"agentVersion,omitempty"`
 	SourceServerID string  `json:"sourceServerID"` // required
+	TrustDigest    *string `json:"trustDigest,omitempty"`
 }
 
 // GetAgentReplicationInfoForMgnRequest is the input of [GetAgentReplicationInfoForMgn].

@@ -16,6 +16,7 @@ type CreateSessionForMgnResponse struct {
 // DescribeReplicationServerAssociationsForMgnResponse is the output of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnResponse struct {
 	Associations []Association `json:"associations,omitzero"` // required
+	TrustBundle  string        `json:"trustBundle,omitempty"`
 }
 
 // GetAgentCommandForMgnResponse is the output of [GetAgentCommandForMgn].
@@ -24,6 +25,7 @@ type GetAgentCommandForMgnResponse struct {
 	Command             AgentCommand `json:"command"` // required
 	CommandID           string       `json:"commandID,omitempty"`
 	Retry               *bool        `json:"retry,omitempty"`
+	TrustBundle         string       `json:"trustBundle,omitempty"`
 }
 
 // GetAgentReplicationInfoForMgnResponse is the output of [GetAgentReplicationInfoForMgn].

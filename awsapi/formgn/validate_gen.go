@@ -41,6 +41,9 @@ func (v *DescribeReplicationServerAssociationsForMgnRequest) check(c *awsapi.Che
 	} else {
 		c.Text(at+"replicatorID", v.ReplicatorID, &ruleReplicatorID)
 	}
+	if v.TrustDigest != nil {
+		c.Text(at+"trustDigest", *v.TrustDigest, &ruleString)
+	}
 }
 
 func (v *Disk) check(c *awsapi.Checker, at string) {
@@ -73,6 +76,9 @@ func (v *GetAgentCommandForMgnRequest) check(c *awsapi.Checker, at string) {
 		c.Missing(at + "sourceServerID")
 	} else {
 		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+	if v.TrustDigest != nil {
+		c.Text(at+"trustDigest", *v.TrustDigest, &ruleString)
 	}
 }
 

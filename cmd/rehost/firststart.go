@@ -29,8 +29,8 @@ const (
 )
 
 // identities opens the accounts, and finishes the first start if that is not done.
-func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *served) (*identity.Directory, error) {
-	directory, err := openDirectory(ctx, c.Data, db)
+func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *served, key *identity.SealingKey) (*identity.Directory, error) {
+	directory, err := openDirectory(ctx, db, key)
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,11 @@ func (s setup) start(then func(d *identity.Directory, first bool)) {
 	}
 	defer db.Close()
 	var state served
-	d, err := s.cmd.identities(s.Context(), db, &state)
+	key, err := loadSealingKey(s.cmd.Data, "")
+	if err != nil {
+		s.Fatal(err)
+	}
+	d, err := s.cmd.identities(s.Context(), db, &state, key)
 	if err != nil {
 		s.Fatal(err)
 	}

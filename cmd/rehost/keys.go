@@ -20,7 +20,8 @@ const installerPrefix = "installer-"
 
 // KeysCmd is `rehost keys`.
 type KeysCmd struct {
-	Data string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
+	Data       string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
+	SealingKey string `help:"File with the sealing key; by default sealing.key in the directory." placeholder:"FILE"`
 
 	CreateInstaller KeysCreateInstallerCmd `cmd:"" help:"Make a key that can install agents, and nothing else, and that ends by itself."`
 }
@@ -45,7 +46,7 @@ func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CL
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	directory, err := openDirectory(ctx, cli.Keys.Data, db)
+	directory, err := openSealed(ctx, cli.Keys.Data, cli.Keys.SealingKey, db)
 	if err != nil {
 		return err
 	}

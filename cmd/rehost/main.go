@@ -14,6 +14,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"rehost/ca"
 	"rehost/store"
 )
 
@@ -22,6 +23,7 @@ type CLI struct {
 	Serve      ServeCmd      `cmd:"" help:"Run the service, with a replication server inside."`
 	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
 	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
+	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
 	Keys       KeysCmd       `cmd:"" help:"Make access keys while the service is stopped."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
@@ -104,6 +106,9 @@ var outcomes = []struct {
 	{store.ErrBadID, statusUsage, "a replica has the name of its source server, like s-0123456789abcdef0"},
 	{store.ErrLocked, statusInUse, "stop the replication server that writes this replica"},
 	{errInUse, statusInUse, "stop the other process, or name another directory with --data"},
+	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
+	{ca.ErrSealed, statusError, "name the sealing key that the service was started with: --sealing-key"},
+	{ca.ErrRotating, statusError, "rehost ca ls says when it issues"},
 	{errNotServed, statusNotFound, "start rehost serve --no-replicator with the same --data first: it makes the certificate"},
 	{store.ErrFull, statusError, "free some space and try again"},
 	{os.ErrNotExist, statusNotFound, ""},

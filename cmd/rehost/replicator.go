@@ -52,11 +52,11 @@ func (c *ReplicatorCmd) Run(ctx context.Context, log *logOutput, _ io.Writer) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	roots, err := ca.DecodeCertificates(text)
+	bundle, err := ca.ParseBundle(string(text))
 	if err != nil {
 		return fmt.Errorf("%s/ca.pem: %w", c.Data, err)
 	}
-	id, pair, err := replicatorPair(filepath.Join(c.Data, "replicator.pem"), nil)
+	pair, err := openPair(filepath.Join(c.Data, "replicator.pem"), nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", errNotServed, err)
 	}
@@ -72,9 +72,9 @@ func (c *ReplicatorCmd) Run(ctx context.Context, log *logOutput, _ io.Writer) (e
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(log.w, "rehost: ready: replication server %s on %s\n", id, listener.Addr())
-	return replicator.Run(ctx, replicator.Config{Endpoint: c.Endpoint, Region: c.Region, ID: id, Address: c.Address, Root: roots[0],
-		Certificate: pair, Store: s, Listener: listener, Logger: logger})
+	fmt.Fprintf(log.w, "rehost: ready: replication server %s on %s\n", pair.id, listener.Addr())
+	return replicator.Run(ctx, replicator.Config{Endpoint: c.Endpoint, Region: c.Region, ID: pair.id, Address: c.Address, Bundle: bundle,
+		Certificate: pair.Certificate, Store: s, Listener: listener, Logger: logger})
 }
 
 // errNotServed: the service makes what a replication server needs.

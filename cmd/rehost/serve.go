@@ -35,6 +35,9 @@ type ServeCmd struct {
 	Region            string   `help:"Region that clients have to name." default:"us-east-1"`
 	Advertise         []string `help:"Names and addresses of this machine, for certificates and agents; the first is told to agents. By default its host name and addresses." placeholder:"HOST"`
 	LaunchForward     []int    `help:"TCP ports of every launched instance that are to be reached on this machine's loopback; rehost instance ls says where." placeholder:"PORT"`
+	SealingKey        string   `help:"File with the sealing key, where it lives elsewhere than in the directory, as a systemd credential does. By default sealing.key in the directory." placeholder:"FILE"`
+	TLSCertificate    string   `help:"Certificate and chain (PEM) that the API shows to everyone but agents and replication servers; taken over when the file changes, and on SIGHUP." name:"tls-certificate" placeholder:"FILE"`
+	TLSKey            string   `help:"Private key (PEM) of --tls-certificate." name:"tls-key" placeholder:"FILE"`
 	NoReplicator      bool     `help:"Run no replication server: rehost replicator is started beside, on the same --data."`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 	RateFlags         `embed:""`
@@ -73,7 +76,8 @@ type served struct {
 	first     bool         // this start has made the keys
 	audit     *slog.Logger
 	agents    *agentFiles
-	renew     func() error // the certificate of a replication server elsewhere; nil without
+	outside   *outside  // the certificate for strangers; nil without
+	paired    *pairFile // the replication server's certificate
 }
 
 func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func() error) (*served, error) {
@@ -101,10 +105,11 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 	if s.hosts, err = findHosts(c.Advertise); err != nil {
 		return nil, err
 	}
-	if s.authority, err = ca.Open(filepath.Join(c.Data, "ca"), ca.Options{}); err != nil {
+	key, err := loadSealingKey(c.Data, c.SealingKey)
+	if err != nil {
 		return nil, err
 	}
-	if err := publish(filepath.Join(c.Data, "ca.pem"), ca.EncodeCertificates(s.authority.Root())); err != nil {
+	if err := s.openTrust(key); err != nil {
 		return nil, err
 	}
 	db, err := control.OpenDatabase(ctx, filepath.Join(c.Data, "control.db"))
@@ -112,7 +117,7 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 		return nil, err
 	}
 	keep(db.Close)
-	directory, err := c.identities(ctx, db, s)
+	directory, err := c.identities(ctx, db, s, key)
 	if err != nil {
 		return nil, err
 	}
@@ -149,11 +154,7 @@ func (s *served) openAudit(keep func(func() error)) error {
 	return nil
 }
 
-func openDirectory(ctx context.Context, data string, db *control.Database) (*identity.Directory, error) {
-	key, err := identity.LoadSealingKey(filepath.Join(data, "sealing.key"))
-	if err != nil {
-		return nil, err
-	}
+func openDirectory(ctx context.Context, db *control.Database, key *identity.SealingKey) (*identity.Directory, error) {
 	return identity.Open(ctx, identity.Options{Store: db.Identities(), Key: key})
 }
 
@@ -175,13 +176,12 @@ func (s *served) listen(keep func(func() error)) (err error) {
 		return err
 	}
 	keep(ignoreClosed(s.listener.Close))
-	if s.cmd.NoReplicator { // its certificate is made here all the same, for rehost replicator
-		_, certificate, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
-		if err != nil {
-			return err
-		}
-		s.renew = func() error { _, err := certificate(); return err }
-		return s.renew()
+	// Its certificate is made here also for rehost replicator.
+	if s.paired, err = openPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority); err != nil {
+		return err
+	}
+	if s.cmd.NoReplicator {
+		return nil
 	}
 	unlock, err := lockReplicator(s.cmd.Data)
 	if err != nil {
@@ -210,14 +210,12 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.api)
 	mux.Handle("GET /agent/", s.agents)
-	endpoint := ca.Endpoint{Root: s.authority.Root(), Certificate: func() (*tls.Certificate, error) {
-		return s.authority.ServiceCertificate(s.hosts.names, s.hosts.addresses)
-	}}
-	if _, err := endpoint.Certificate(); err != nil {
+	config, err := s.tlsConfig()
+	if err != nil {
 		return err
 	}
 	server := newAPIServer(mux, s.log, apiTimeouts)
-	listener := tls.NewListener(limit(s.listener, maxConnections, maxStrangers, s.cmd.StrangerConnections), endpoint.OptionalConfig(ca.SourceServer, ca.ReplicationServer))
+	listener := tls.NewListener(limit(s.listener, maxConnections, maxStrangers, s.cmd.StrangerConnections), config)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var parts, api sync.WaitGroup
@@ -230,15 +228,13 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if s.incoming != nil {
 		parts.Go(func() { cancel(s.replicate(ctx)) })
 	}
-	if s.renew != nil {
-		parts.Go(func() { s.renewals(ctx) })
-	}
+	parts.Go(func() { s.tendTrust(ctx) })
 	s.greet(stdout, stderr)
 	<-ctx.Done()
 	parts.Wait()
 	stop, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer done()
-	err := server.Shutdown(stop)
+	err = server.Shutdown(stop)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = server.Close()
 	}
@@ -249,30 +245,9 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-// renewals looks after the certificate of a replication server that is a process
-// of its own, which takes it from the file.
-func (s *served) renewals(ctx context.Context) {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if err := s.renew(); err != nil {
-				s.log.Error("the replication server's certificate is not renewed", "err", err)
-			}
-		}
-	}
-}
-
-// replicate runs the replication server inside. Its certificate is from the
-// authority directly, and renewed like any other by those who hold it.
+// replicate runs the replication server inside.
 func (s *served) replicate(ctx context.Context) error {
-	id, pair, err := replicatorPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority)
-	if err != nil {
-		return err
-	}
+	id := s.paired.id
 	_, port, err := net.SplitHostPort(s.incoming.Addr().String())
 	if err != nil {
 		return err
@@ -282,7 +257,7 @@ func (s *served) replicate(ctx context.Context) error {
 		return err
 	}
 	err = replicator.Run(ctx, replicator.Config{Endpoint: "https://" + net.JoinHostPort(loopbackOf(s.listener.Addr()), apiPort), Region: s.cmd.Region, ID: id,
-		Address: net.JoinHostPort(s.hosts.first, port), Root: s.authority.Root(), Certificate: pair, Store: s.store, Listener: s.incoming,
+		Address: net.JoinHostPort(s.hosts.first, port), Bundle: s.authority.Bundle(), Certificate: s.paired.Certificate, Store: s.store, Listener: s.incoming,
 		Logger: s.log.With("replicator", id)})
 	if err == nil {
 		err = context.Canceled // it ends with ctx only

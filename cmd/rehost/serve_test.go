@@ -199,7 +199,7 @@ func (a *agent) certify(key *ecdsa.PrivateKey) {
 	a.must(err)
 	certs, err := ca.DecodeCertificates([]byte(issued.Certificate))
 	a.must(err)
-	a.pair, err = ca.Certificate(certs[0], key)
+	a.pair, err = ca.Certificate(certs, key)
 	a.must(err)
 }
 

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,12 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"syscall"
-	"time"
 
 	"rehost/block"
-	"rehost/ca"
 	"rehost/control"
 	"rehost/export"
 	"rehost/identity"
@@ -224,57 +219,6 @@ func (s sessions) Revoke(ctx context.Context, id string) error {
 	return s.directory.RevokeSource(ctx, id)
 }
 
-// replicatorPair is the replication server's id and certificate, which the file
-// keeps and the authority, where it is at hand, renews. Without one the file is
-// read again when the certificate grows old: the service has renewed it there.
-func replicatorPair(path string, authority *ca.Authority) (id string, certificate func() (*tls.Certificate, error), err error) {
-	pair, err := ca.LoadPair(path)
-	if errors.Is(err, fs.ErrNotExist) && authority != nil {
-		if pair, err = authority.IssueReplicationServer(control.NewReplicatorID()); err == nil {
-			err = ca.SavePair(path, pair)
-		}
-	}
-	if err != nil {
-		return "", nil, err
-	}
-	name, err := ca.PeerName(pair.Leaf)
-	if err == nil && name.Role != ca.ReplicationServer {
-		err = fmt.Errorf("%s is the certificate of %s, not of a replication server", path, name)
-	}
-	if err != nil {
-		return "", nil, err
-	}
-	var mu sync.Mutex
-	return name.ID, func() (*tls.Certificate, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if fresh(pair.Leaf) {
-			return &pair, nil
-		}
-		renew := func() (tls.Certificate, error) { return ca.LoadPair(path) }
-		if authority != nil {
-			renew = func() (tls.Certificate, error) {
-				renewed, err := authority.IssueReplicationServer(name.ID)
-				if err == nil {
-					err = ca.SavePair(path, renewed)
-				}
-				return renewed, err
-			}
-		}
-		renewed, err := renew()
-		if err != nil {
-			return nil, err
-		}
-		pair = renewed
-		return &pair, nil
-	}, nil
-}
-
-// fresh: more than a third of its life is left.
-func fresh(leaf *x509.Certificate) bool {
-	return time.Until(leaf.NotAfter) > leaf.NotAfter.Sub(leaf.NotBefore)/3
-}
-
 // greet prints what to do next, the first time, and that the service is ready.
 func (s *served) greet(stdout, stderr io.Writer) {
 	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
@@ -292,17 +236,26 @@ func (s *served) greet(stdout, stderr io.Writer) {
 	fmt.Fprintf(stderr, "rehost: ready: API on %s, %s, data in %s\n", url, replication, s.cmd.Data)
 }
 
+// caBundle has clients that are not ours believe the endpoint's certificate,
+// unless it is one that they believe anyway.
+func (s *served) caBundle() string {
+	if s.outside != nil {
+		return ""
+	}
+	return "AWS_CA_BUNDLE=" + s.cmd.Data + "/ca.pem "
+}
+
 // explain says what a person does after the first start. Every line can be
 // pasted as it is.
 func (s *served) explain(w io.Writer, url string) {
 	fmt.Fprintf(w, `Rehost is set up in %[1]s. Talk to it with the AWS CLI, as its administrator:
 
     export AWS_SHARED_CREDENTIALS_FILE=%[1]s/%[2]s AWS_PROFILE=%[3]s
-    export AWS_CA_BUNDLE=%[1]s/ca.pem AWS_ENDPOINT_URL_MGN=%[4]s AWS_REGION=%[5]s
+    export %[6]sAWS_ENDPOINT_URL_MGN=%[4]s AWS_REGION=%[5]s
     aws mgn initialize-service
     aws mgn describe-source-servers
 
-`, s.cmd.Data, adminFile, profile, url, s.cmd.Region)
+`, s.cmd.Data, adminFile, profile, url, s.cmd.Region, s.caBundle())
 	sum, err := s.agents.digest()
 	if err != nil {
 		fmt.Fprintf(w, "The agent is not there to be downloaded: put the program rehost-agent into %s (make build does).\n\n", s.agents.dir)

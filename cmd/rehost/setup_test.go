@@ -8,35 +8,49 @@ import (
 	"rehost/ca"
 )
 
-// TestReplicatorPair: the service renews the certificate of a replication
-// server that is another process, which then takes it from the file.
-func TestReplicatorPair(t *testing.T) {
+// TestPairFile: the service renews the certificate of a replication server that
+// is another process, which then takes it from the file.
+func TestPairFile(t *testing.T) {
 	dir, long := t.TempDir(), 80*24*time.Hour // of 90 days
 	path := filepath.Join(dir, "replicator.pem")
 	before, err := ca.Open(filepath.Join(dir, "ca"), ca.Options{Time: func() time.Time { return time.Now().Add(-long) }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := replicatorPair(path, before); err != nil {
+	if _, err := openPair(path, before); err != nil {
 		t.Fatal(err)
 	}
 	now, err := ca.Open(filepath.Join(dir, "ca"), ca.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, replicator, err := replicatorPair(path, nil)
+	replicator, err := openPair(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pair, err := replicator(); err != nil || fresh(pair.Leaf) {
-		t.Fatalf("the old certificate has to do while there is no other: %v", err)
+	old := replicator.leaf()
+	if time.Now().Before(ca.RenewAt(old, 1)) {
+		t.Fatal("the certificate is fresh")
 	}
-	if again, service, err := replicatorPair(path, now); err != nil || again != id {
-		t.Fatalf("%s became %s: %v", id, again, err)
-	} else if _, err := service(); err != nil {
+	service, err := openPair(path, now)
+	if err != nil || service.id != replicator.id {
+		t.Fatalf("%s became %s: %v", replicator.id, service.id, err)
+	}
+	renew := service.renewer(now, func(err error) {})
+	if err := renew.Renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if pair, err := replicator(); err != nil || !fresh(pair.Leaf) {
-		t.Errorf("the renewed certificate is not taken over: %v", err)
+	if got := replicator.leaf(); got.Equal(old) || !got.Equal(service.leaf()) {
+		t.Error("the renewed certificate is not taken over")
+	}
+	// Revoked, it is stale, and replaced like one that grows old.
+	if renew.Stale() {
+		t.Error("a good certificate is stale")
+	}
+	if _, err := now.Revoke(ca.Serial(service.leaf())); err != nil {
+		t.Fatal(err)
+	}
+	if !renew.Stale() {
+		t.Error("a revoked certificate is not stale")
 	}
 }
