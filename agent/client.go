@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"time"
@@ -32,20 +31,11 @@ func newClient(endpoint, region string, end ca.Endpoint, credentials aws.Credent
 // service does not take the one there is.
 func ask[In, Out any](ctx context.Context, id *identity, op *awsapi.Op[In, Out], in *In) (*Out, error) {
 	out, err := awsapi.Call(ctx, id.client, op, in)
-	if e := (*awsapi.CallError)(nil); errors.As(err, &e) && e.Operation == op.Name && staleSession(e.Name) {
+	if awsapi.IsStale(err, op.Name) {
 		id.forget()
 		return awsapi.Call(ctx, id.client, op, in)
 	}
 	return out, err
-}
-
-// staleSession is whether an error says that a session is no longer taken.
-func staleSession(name string) bool {
-	switch name {
-	case awsapi.UnrecognizedClient, awsapi.InvalidSignature, awsapi.ExpiredToken:
-		return true
-	}
-	return false
 }
 
 // ParseEndpoint accepts a host name, host:port or https URL and returns the

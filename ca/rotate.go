@@ -33,7 +33,7 @@ var ErrRotating = errors.New("a new root is on its way already")
 
 // settled is how long a new root is known before it can issue, even if all who
 // have asked have it: others may be about to ask.
-const settled = time.Minute
+const settled = 10 * time.Second
 
 // RotateIssuer has the root sign another intermediate, which issues from then
 // on. What the one before has issued stays good. rootKeyFile is the file that

@@ -37,7 +37,7 @@ func refusal(err error) error {
 // Authenticated implements [receive.Controller].
 func (c controller) Authenticated(ctx context.Context, a receive.Agent) error {
 	yes, address := true, a.Address.String()
-	_, err := awsapi.Call(ctx, c.r.client, formgn.NotifyAgentAuthenticationForMgn, &formgn.NotifyAgentAuthenticationForMgnRequest{
+	_, err := call(ctx, c.r, formgn.NotifyAgentAuthenticationForMgn, &formgn.NotifyAgentAuthenticationForMgnRequest{
 		ReplicatorID: c.r.config.ID, SourceServerID: a.Server, Succeeded: &yes, RemoteAddress: &address})
 	return refusal(err)
 }
@@ -45,7 +45,7 @@ func (c controller) Authenticated(ctx context.Context, a receive.Agent) error {
 // Connected implements [receive.Controller].
 func (c controller) Connected(ctx context.Context, a receive.Agent, _ wire.Hello) (receive.Grant, error) {
 	address := a.Address.String()
-	out, err := awsapi.Call(ctx, c.r.client, formgn.NotifyAgentConnectedForMgn, &formgn.NotifyAgentConnectedForMgnRequest{
+	out, err := call(ctx, c.r, formgn.NotifyAgentConnectedForMgn, &formgn.NotifyAgentConnectedForMgnRequest{
 		ReplicatorID: c.r.config.ID, SourceServerID: a.Server, RemoteAddress: &address})
 	if err != nil {
 		return receive.Grant{}, refusal(err)
@@ -73,7 +73,7 @@ func (c controller) Disconnected(ctx context.Context, a receive.Agent, cause err
 	if cause != nil {
 		text = limited(cause.Error())
 	}
-	if _, err := awsapi.Call(ctx, c.r.client, formgn.NotifyAgentDisconnectedForMgn, &formgn.NotifyAgentDisconnectedForMgnRequest{
+	if _, err := call(ctx, c.r, formgn.NotifyAgentDisconnectedForMgn, &formgn.NotifyAgentDisconnectedForMgnRequest{
 		ReplicatorID: c.r.config.ID, SourceServerID: a.Server, Generation: int64(a.Generation), RawError: &text}); err != nil {
 		c.r.log.Warn("the end of a session is not told", "server", a.Server, "err", err)
 	}
@@ -97,7 +97,7 @@ func (c controller) Progress(ctx context.Context, a receive.Agent, p receive.Pro
 // Unhealthy implements [receive.Controller].
 func (c controller) Unhealthy(ctx context.Context, a receive.Agent, problem *wire.RefusedError) {
 	text := limited(problem.Error())
-	if _, err := awsapi.Call(ctx, c.r.client, formgn.UpdateAgentReplicationProcessStateForMgn, &formgn.UpdateAgentReplicationProcessStateForMgnRequest{
+	if _, err := call(ctx, c.r, formgn.UpdateAgentReplicationProcessStateForMgn, &formgn.UpdateAgentReplicationProcessStateForMgnRequest{
 		ReplicatorID: c.r.config.ID, SourceServerID: a.Server, Healthy: false, Error: formgn.ReplicationErrorSnapshotsFailure, RawError: &text}); err != nil {
 		c.r.log.Warn("a failure of the store is not told", "server", a.Server, "err", err)
 	}

@@ -130,12 +130,23 @@ func (r *replicator) poll(ctx context.Context) {
 	}
 }
 
+// call makes a call with the session, once more with a new one if the service
+// does not take the one there is: it ends before its time when a certificate of
+// this replication server is revoked.
+func call[In, Out any](ctx context.Context, r *replicator, op *awsapi.Op[In, Out], in *In) (*Out, error) {
+	out, err := awsapi.Call(ctx, r.client, op, in)
+	if awsapi.IsStale(err, op.Name) {
+		r.session.Invalidate()
+		return awsapi.Call(ctx, r.client, op, in)
+	}
+	return out, err
+}
+
 func (r *replicator) associate(ctx context.Context) error {
 	digest := r.config.Bundle.Digest()
-	out, err := awsapi.Call(ctx, r.client, formgn.DescribeReplicationServerAssociationsForMgn,
+	out, err := call(ctx, r, formgn.DescribeReplicationServerAssociationsForMgn,
 		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address, TrustDigest: &digest})
 	if err != nil {
-		r.session.Invalidate() // it may have been ended before its time; a new one costs little
 		return err
 	}
 	if out.TrustBundle != "" && out.TrustBundle != r.config.Bundle.Text() {
@@ -168,7 +179,7 @@ func (r *replicator) deliver(ctx context.Context) {
 // send tells progress. It stays pending while nobody answers, or the service
 // has no time for it; any other answer settles it.
 func (r *replicator) send(ctx context.Context, p *formgn.NotifyAgentReplicationProgressForMgnRequest) {
-	_, err := awsapi.Call(ctx, r.client, formgn.NotifyAgentReplicationProgressForMgn, p)
+	_, err := call(ctx, r, formgn.NotifyAgentReplicationProgressForMgn, p)
 	answer := new(awsapi.CallError)
 	if err != nil && (!errors.As(err, &answer) || answer.Status >= 500 || answer.Status == http.StatusTooManyRequests) {
 		r.log.Warn("progress is not delivered yet", "server", p.SourceServerID, "err", err)
