@@ -50,12 +50,18 @@ var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replica
 
 func serve(t *testing.T, data string) *running {
 	t.Helper()
+	return serveWith(t, data, "--advertise", "127.0.0.1")
+}
+
+// serveWith starts the service with more arguments.
+func serveWith(t *testing.T, data string, more ...string) *running {
+	t.Helper()
 	r := &running{t: t, data: data}
 	ctx, cancel := context.WithCancel(context.Background())
 	reader, writer := io.Pipe()
 	status := make(chan int, 1)
 	go func() {
-		status <- Run(ctx, []string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0", "--advertise", "127.0.0.1"}, &r.stdout, writer)
+		status <- Run(ctx, append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"}, more...), &r.stdout, writer)
 		writer.Close()
 	}()
 	r.stop = sync.OnceValue(func() int { cancel(); return <-status })
