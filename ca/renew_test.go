@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,16 +24,20 @@ func TestRenewer(t *testing.T) {
 		var attempts []time.Duration // since begin
 		var notes []string
 		down, stale, late := false, false, 0.0
+		var mu sync.Mutex // guards all of these: the fake clock orders nothing for the race detector
+		set := func(do func()) { mu.Lock(); defer mu.Unlock(); do() }
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			ca.Renewer{
-				Leaf:  func() *x509.Certificate { return leaf },
-				Late:  func() float64 { return late },
-				Stale: func() bool { return stale },
-				Note:  func(err error) { notes = append(notes, fmt.Sprint(err)) },
+				Leaf:  func() *x509.Certificate { mu.Lock(); defer mu.Unlock(); return leaf },
+				Late:  func() float64 { mu.Lock(); defer mu.Unlock(); return late },
+				Stale: func() bool { mu.Lock(); defer mu.Unlock(); return stale },
+				Note:  func(err error) { set(func() { notes = append(notes, fmt.Sprint(err)) }) },
 				Renew: func(context.Context) error {
+					mu.Lock()
+					defer mu.Unlock()
 					attempts = append(attempts, time.Since(begin).Round(time.Second))
 					if down {
 						return errors.New("down")
@@ -47,6 +52,8 @@ func TestRenewer(t *testing.T) {
 			t.Helper()
 			time.Sleep(time.Until(begin.Add(d)))
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if !slices.Equal(attempts, want) {
 				t.Fatalf("at %v: attempts at %v, want %v", d, attempts, want)
 			}
@@ -54,14 +61,14 @@ func TestRenewer(t *testing.T) {
 		}
 		at(47*time.Hour + 59*time.Minute)
 		at(48*time.Hour+time.Minute, 48*time.Hour)
-		late = 0.999 // up to a tenth later
-		stale = true // revoked: at once
+		set(func() { late, stale = 0.999, true }) // up to a tenth later; revoked: at once
 		at(48*time.Hour+2*time.Minute, 48*time.Hour+time.Minute+time.Second)
-		down = true
+		set(func() { down = true })
 		due := 48*time.Hour + time.Minute + time.Second + 48*time.Hour*10999/10000
 		at(due - time.Minute)
 		time.Sleep(10 * time.Hour)
 		synctest.Wait()
+		mu.Lock()
 		n := len(attempts)
 		// A twentieth of what is left is more than the most: every 10 minutes, less a quarter here.
 		if n < 60 || n > 81 || notes[len(notes)-1] != "down" {
@@ -71,11 +78,14 @@ func TestRenewer(t *testing.T) {
 			t.Errorf("tries again after %v", gap)
 		}
 		down = false
+		mu.Unlock()
 		time.Sleep(11 * time.Minute)
 		synctest.Wait()
+		mu.Lock()
 		if notes[len(notes)-1] != "<nil>" || time.Until(leaf.NotAfter) < 71*time.Hour {
 			t.Errorf("it does not recover: %q", notes[len(notes)-1])
 		}
+		mu.Unlock()
 		cancel()
 		<-done
 	})
