@@ -39,6 +39,7 @@ func TestAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.opts.Account = directory.Account().ID // what is of another account is not theirs to touch
 	handler := awsapi.New(awsapi.Options{Identity: directory, Region: "us-east-1", VerifyPeer: VerifyPeer, ResourceTags: w.ResourceTags, Log: w.log}, mgn.Service, formgn.Service)
 	w.Register(handler)
 	server := httptest.NewTLSServer(handler)
