@@ -29,6 +29,8 @@ var layers = map[string][]string{
 	"awsapi":              {"identity", "identity/policy"},
 	"awsapi/mgn":          {"awsapi"},
 	"awsapi/formgn":       {"awsapi"},
+	"awsapi/iam":          {"awsapi"},
+	"awsapi/sts":          {"awsapi"},
 	"awsapi/generate":     nil,
 	"control":             {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
 	"agent":               {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},

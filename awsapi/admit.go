@@ -2,10 +2,12 @@ package awsapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 
 	"rehost/identity/policy"
@@ -18,6 +20,10 @@ const maxAudited = 20
 func (c *call) admit(in any) error {
 	if err := c.decode(in); err != nil {
 		return err
+	}
+	if c.route.Unsigned || c.route.OwnPermission {
+		c.decision, c.reason = allowed, "the operation itself decides"
+		return nil
 	}
 	if c.caller.Principal == nil {
 		// The certificate is all that such an operation asks for.
@@ -35,6 +41,24 @@ func (c *call) admit(in any) error {
 // decode fills in from body, path and query, and checks it against the model.
 func (c *call) decode(in any) error {
 	var check Checker
+	if c.protocol == Query {
+		if fields := c.decodeForm(in, &check); len(fields) > 0 {
+			return invalid(fields)
+		}
+	} else if err := c.decodeJSON(in, &check); err != nil {
+		return err
+	}
+	fields := check.Errors()
+	if v, ok := in.(interface{ Validate() []FieldError }); ok {
+		fields = append(fields, v.Validate()...)
+	}
+	if len(fields) > 0 {
+		return invalid(fields)
+	}
+	return nil
+}
+
+func (c *call) decodeJSON(in any, check *Checker) error {
 	body := bytes.TrimSpace(c.body)
 	if c.route.HasBody && len(body) > 0 {
 		if body[0] != '{' {
@@ -52,19 +76,12 @@ func (c *call) decode(in any) error {
 		if len(body) == 0 {
 			body = []byte("{}")
 		}
-		p.Presence().check(&check, body)
+		p.Presence().check(check, body)
 	}
 	if p, ok := in.(ParamReader); ok {
 		if err := p.ReadParams(c.params); err != nil {
 			return unparsable("The %s", err)
 		}
-	}
-	fields := check.Errors()
-	if v, ok := in.(interface{ Validate() []FieldError }); ok {
-		fields = append(fields, v.Validate()...)
-	}
-	if len(fields) > 0 {
-		return invalid(fields)
 	}
 	return nil
 }
@@ -100,8 +117,10 @@ func (c *call) authorize(in any) error {
 			return err
 		}
 	}
-	for _, arn := range c.named(in) {
-		own := cloneContext(circumstances)
+	c.circumstancesOf = circumstances
+	for _, about := range c.named(in) {
+		arn, own := about.arn, cloneContext(circumstances)
+		maps.Copy(own, about.keys)
 		if c.server.ResourceTags != nil && arn != "*" {
 			for key, value := range c.server.ResourceTags(c.request.Context(), arn) {
 				own.Set("aws:ResourceTag/"+key, value)
@@ -127,22 +146,53 @@ func (c *call) allow(action, arn string, circumstances policy.Context) error {
 	return Errorf(AccessDenied, "User: %s is not authorized to perform: %s on resource: %s because %s", c.caller.Principal.ARN, action, arn, because)
 }
 
-// named lists the ARNs that the request is about, "*" for none.
-func (c *call) named(in any) []string {
-	var arns []string
+// A subject is something that the request is about, with what conditions can
+// ask about it.
+type subject struct {
+	arn  string
+	keys policy.Context
+}
+
+// named lists what the request is about, "*" for nothing.
+func (c *call) named(in any) []subject {
+	var out []subject
 	if l, ok := in.(ResourceLister); ok {
+		describe := c.server.describers[c.route.service]
 		for _, r := range l.Resources() {
-			if r.ARN == "" {
+			var keys policy.Context
+			if describe != nil {
+				r.ARN, keys = describe(&c.caller, in, r)
+			} else if r.ARN == "" {
 				r.ARN = c.arn(r.Type, r.ID)
 			}
-			arns = append(arns, r.ARN)
+			out = append(out, subject{r.ARN, keys})
 		}
 	}
-	c.resources = arns[:min(len(arns), maxAudited)]
-	if len(arns) == 0 {
-		return []string{"*"}
+	for _, about := range out[:min(len(out), maxAudited)] {
+		c.resources = append(c.resources, about.arn)
 	}
-	return arns
+	if len(out) == 0 {
+		return []subject{{arn: "*"}}
+	}
+	return out
+}
+
+// Allowed asks whether the caller of a handler may do one thing more than the
+// call itself, such as to pass a role on: an action on an ARN, with what
+// conditions can ask about it. The error is the answer to the call.
+func Allowed(ctx context.Context, action, arn string, keys policy.Context) error {
+	caller := CallerOf(ctx)
+	if caller == nil || caller.call == nil || caller.Principal == nil {
+		return Errorf(AccessDenied, "Nobody is authorized to perform: %s on resource: %s", action, arn)
+	}
+	c := caller.call
+	circumstances := cloneContext(c.circumstancesOf)
+	maps.Copy(circumstances, keys)
+	if err := c.allow(action, arn, circumstances); err != nil {
+		c.decision = denied
+		return err
+	}
+	return nil
 }
 
 func (c *call) arn(kind, id string) string {

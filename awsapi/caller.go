@@ -24,6 +24,8 @@ type Caller struct {
 	SourceIP  netip.Addr // of the connection
 	UserAgent string
 	Operation *Operation
+
+	call *call
 }
 
 // Account is the account called into.

@@ -22,7 +22,9 @@ import (
 
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
+	"rehost/awsapi/iam"
 	"rehost/awsapi/mgn"
+	"rehost/awsapi/sts"
 	"rehost/identity"
 )
 
@@ -79,7 +81,7 @@ func newEndpoint(t testing.TB, change ...func(*awsapi.Options)) *endpoint {
 	for _, f := range change {
 		f(&o)
 	}
-	e.api = awsapi.New(o, mgn.Service, formgn.Service)
+	e.api = awsapi.New(o, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	e.Server = httptest.NewUnstartedServer(e.api)
 	e.Config.ErrorLog = slog.NewLogLogger(slog.NewTextHandler(e.log, nil), slog.LevelInfo)
 	clients := x509.NewCertPool()

@@ -13,6 +13,8 @@ type Service struct {
 	Name        string // of the generated package: "mgn", "formgn"
 	SigningName string // in the credential scope, and before the colon of an action: "mgn"
 	Version     string // of the API: "2020-02-26"
+	Protocol    Protocol
+	Global      bool // clients may sign for us-east-1 wherever the service is
 	Operations  []*Operation
 }
 
@@ -25,11 +27,15 @@ type Operation struct {
 	Success     int      // HTTP status of a good answer
 	Errors      []string // names of the errors that the model allows
 	ReadOnly    bool
-	Idempotent  bool   // may be sent twice
-	Paginated   bool   // takes nextToken and maxResults, gives items and nextToken
-	MutualTLS   bool   // authenticated by the client certificate, not by a signature
-	HasBody     bool   // some member of the input travels in the body
-	Creates     string // kind of resource it makes, if tags can be given to it
+	Idempotent  bool // may be sent twice
+	Paginated   bool // takes nextToken and maxResults, gives items and nextToken
+	MutualTLS   bool // authenticated by the client certificate, not by a signature
+	HasBody     bool // some member of the input travels in the body
+	Unsigned    bool // proves who calls by what it brings, so that anyone may send it
+	// OwnPermission is whether signing it is enough for the operation to be
+	// done, or to decide by itself whether it is: no policy is asked before.
+	OwnPermission bool
+	Creates       string // kind of resource it makes, if tags can be given to it
 }
 
 // Models is whether the model lists the error for the operation.

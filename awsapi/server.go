@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"rehost/identity"
+	"rehost/identity/policy"
 )
 
 // DefaultMaxBody is how large a request's body may be, in bytes.
@@ -52,9 +53,10 @@ type Options struct {
 // registered with [Handle] before it serves.
 type Server struct {
 	Options
-	routes    map[string][]*route // by signing name
-	strangers throttle
-	verifier  *verifier
+	routes     map[string][]*route // by signing name
+	describers map[*Service]Describer
+	strangers  throttle
+	verifier   *verifier
 
 	principals, sources *meter // of Limits
 }
@@ -74,7 +76,7 @@ func New(o Options, services ...*Service) *Server {
 	if o.MaxBody == 0 {
 		o.MaxBody = DefaultMaxBody
 	}
-	s := &Server{Options: o, routes: map[string][]*route{}}
+	s := &Server{Options: o, routes: map[string][]*route{}, describers: map[*Service]Describer{}}
 	s.principals = newMeter(o.Limits.PrincipalRate, o.Limits.PrincipalBurst)
 	s.sources = newMeter(o.Limits.SourceRate, o.Limits.SourceBurst)
 	s.verifier = &verifier{keys: o.Identity, region: o.Region, now: o.Now, early: earlyChecks, late: lateChecks,
@@ -128,7 +130,7 @@ func (r *route) match(path string) (labels map[string]string, ok bool) {
 
 func (s *Server) find(service, method, path string) (*route, map[string]string) {
 	for _, r := range s.routes[service] {
-		if r.Method == method {
+		if r.Method == method && r.service.Protocol == RestJSON {
 			if labels, ok := r.match(path); ok {
 				return r, labels
 			}
@@ -156,16 +158,27 @@ func Handle[In, Out any](s *Server, op *Op[In, Out], do func(context.Context, *I
 					return nil, err
 				}
 				out, err := do(context.WithValue(c.request.Context(), callerKey{}, &c.caller), in)
-				if out == nil || err != nil {
+				if out == nil && r.service.Protocol == RestJSON {
 					return struct{}{}, err
 				}
-				return out, nil
+				if out == nil {
+					out = new(Out)
+				}
+				return out, err
 			}
 			return
 		}
 	}
 	panic("awsapi: no served service has the operation " + op.Name)
 }
+
+// A Describer tells the ARN of a resource that a request names, and what else
+// conditions can ask about the two.
+type Describer func(caller *Caller, in any, r Resource) (arn string, keys policy.Context)
+
+// Describe registers what knows the resources of a service better than their
+// kind and id do. It is called before the server serves.
+func (s *Server) Describe(service *Service, d Describer) { s.describers[service] = d }
 
 // Handles is whether the operation has a handler; without one it is answered
 // with NotImplementedException.
@@ -182,12 +195,16 @@ func (s *Server) Handles(op *Operation) bool {
 
 // A call is one request on its way.
 type call struct {
-	server  *Server
-	request *http.Request
-	route   *route // nil until it is found
-	body    []byte
-	params  Params
-	caller  Caller
+	server   *Server
+	request  *http.Request
+	protocol Protocol
+	route    *route // nil until it is found
+	body     []byte
+	params   Params
+	form     *param // of the query protocol
+	caller   Caller
+
+	circumstancesOf policy.Context // of the request, without what is known of a resource
 
 	decision  string // of the audit line
 	reason    string
@@ -204,7 +221,8 @@ const (
 // ServeHTTP implements [http.Handler].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := s.Now()
-	c := &call{server: s, request: r, decision: refused}
+	c := &call{server: s, request: r, decision: refused, protocol: s.guessProtocol(r)}
+	c.caller.call = c
 	c.caller.RequestID = newRequestID()
 	c.caller.Region = s.Region
 	c.caller.UserAgent = r.UserAgent()
@@ -222,21 +240,12 @@ func (c *call) serve(w http.ResponseWriter) (status int, failure Exception) {
 	h.Set("X-Amzn-Requestid", c.caller.RequestID)
 	h.Set("Cache-Control", "no-store")
 	if err == nil {
-		if c.route.Success == http.StatusNoContent {
-			w.WriteHeader(http.StatusNoContent)
-			return http.StatusNoContent, nil
-		}
-		if err = writeJSON(w, c.route.Success, out); err == nil {
+		if err = c.succeed(w, out); err == nil {
 			return c.route.Success, nil
 		}
 	}
 	e := c.exception(err)
-	h.Set("X-Amzn-Errortype", e.ErrorName())
-	e.WriteHeader(h)
-	if err := writeJSON(w, e.HTTPStatus(), e); err != nil {
-		c.server.Log.Error("answer cannot be written", "requestID", c.caller.RequestID, "err", err)
-	}
-	return e.HTTPStatus(), e
+	return c.fail(w, e), e
 }
 
 // writeJSON writes nothing if v cannot be encoded.
@@ -342,8 +351,14 @@ func (c *call) notePeer() {
 // without having signed.
 func (c *call) authenticate() error {
 	r, err := readSignature(c.request)
+	if e := (*Error)(nil); c.protocol == Query && errors.As(err, &e) && e.Name == MissingAuthentication {
+		return c.withoutSignature(err)
+	}
 	if err != nil {
 		return err
+	}
+	if service := c.server.service(r.scope.service); service != nil {
+		c.protocol = service.Protocol
 	}
 	who, err := c.server.verifier.verify(c.request.Context(), r, func() ([]byte, error) {
 		c.body, err = c.readBody()
@@ -354,6 +369,14 @@ func (c *call) authenticate() error {
 	}
 	c.caller.Principal, c.params.Query = who, r.query
 	c.notePeer()
+	if service := c.server.service(r.scope.service); service.Protocol == Query {
+		route, err := c.findQuery(c.server.routes[service.SigningName])
+		if err != nil {
+			return err
+		}
+		c.found(route, nil)
+		return nil
+	}
 	route, labels := c.server.find(r.scope.service, r.Method, r.path)
 	if route == nil {
 		return Errorf(UnknownOperation, "There is no operation %s %.200s", r.Method, r.path)
@@ -369,6 +392,10 @@ func (c *call) readBody() ([]byte, error) {
 	if c.request.Method == http.MethodGet || c.request.Method == http.MethodDelete {
 		limit = min(limit, maxBodyOfNone)
 	}
+	return c.readBodyUpTo(limit)
+}
+
+func (c *call) readBodyUpTo(limit int64) ([]byte, error) {
 	if c.request.ContentLength > limit {
 		return nil, Errorf(TooLarge, "The body is larger than %d bytes", limit)
 	}

@@ -54,3 +54,11 @@ func ParseDateTime(s string) (time.Time, error) {
 	}
 	return t.UTC(), nil
 }
+
+// Value is what an optional member holds, the zero value if it is absent.
+func Value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}

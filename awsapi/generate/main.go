@@ -1,7 +1,7 @@
 // Command generate turns a service model into Go: structures, their
 // validation, error types and the table of operations.
 //
-//	model.json (rest-json, botocore's form) -> *_gen.go beside it
+//	model.json (rest-json or query, botocore's form) -> *_gen.go beside it
 //
 // Its output depends on the model alone, so that a second run changes nothing.
 //
@@ -56,7 +56,11 @@ func generate(path, pkg string) (map[string][]byte, error) {
 	}
 	w := &writer{model: m, pkg: pkg, files: map[string]*file{}}
 	w.shapes()
-	w.exceptions()
+	if m.Metadata.query() {
+		w.faults()
+	} else {
+		w.exceptions()
+	}
 	w.validation()
 	w.operations()
 	out := map[string][]byte{}

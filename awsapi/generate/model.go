@@ -9,7 +9,7 @@ import (
 )
 
 // A model is a service description in the form that botocore publishes
-// (service-2.json), restricted to the rest-json protocol.
+// (service-2.json), restricted to the protocols rest-json and query.
 type model struct {
 	Metadata   metadata
 	Operations map[string]*operation
@@ -22,8 +22,12 @@ type metadata struct {
 	Protocol        string
 	ServiceID       string `json:"serviceId"`
 	ServiceFullName string
+	EndpointPrefix  string
 	SigningName     string
+	GlobalEndpoint  string
 }
+
+func (m metadata) query() bool { return m.Protocol == "query" }
 
 type operation struct {
 	Name string
@@ -60,7 +64,8 @@ type shape struct {
 	Union      bool
 	Exception  bool
 	Error      struct {
-		HTTPStatusCode int `json:"httpStatusCode"`
+		Code           string // of the query protocol
+		HTTPStatusCode int    `json:"httpStatusCode"`
 	}
 
 	name string
@@ -78,11 +83,14 @@ func readModel(path string) (*model, error) {
 	if err := json.Unmarshal(text, m); err != nil {
 		return nil, fmt.Errorf("parse %s: %w", path, err)
 	}
-	if m.Metadata.Protocol != "rest-json" {
-		return nil, fmt.Errorf("%s: protocol is %q, want rest-json", path, m.Metadata.Protocol)
+	if m.Metadata.Protocol != "rest-json" && !m.Metadata.query() {
+		return nil, fmt.Errorf("%s: protocol is %q, want rest-json or query", path, m.Metadata.Protocol)
+	}
+	if m.Metadata.SigningName == "" {
+		m.Metadata.SigningName = m.Metadata.EndpointPrefix
 	}
 	for name, s := range m.Shapes {
-		s.name = name
+		s.name = exported(name)
 	}
 	for _, op := range m.Operations {
 		if op.Input == nil {
@@ -131,6 +139,15 @@ func (s *shape) refs() []ref {
 		}
 	}
 	return refs
+}
+
+// fault is the code and the HTTP status of a query service's error; those that
+// the model says nothing about have their own name.
+func (s *shape) fault() (code string, status int) {
+	if s.Error.Code == "" {
+		return s.name, 400
+	}
+	return s.Error.Code, s.Error.HTTPStatusCode
 }
 
 func (s *shape) scalar() bool {

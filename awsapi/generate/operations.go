@@ -42,6 +42,30 @@ var creates = map[string]string{
 	"TerminateTargetInstances":               "job",
 }
 
+// naming says which members of a query service's requests name what these act
+// on, of which the first that a request has counts. No kind: the member is an ARN.
+var naming = map[string][]struct{ member, kind string }{
+	"iam": {
+		{"InstanceProfileName", "instance-profile"},
+		{"GroupName", "group"},
+		{"UserName", "user"},
+		{"RoleName", "role"},
+		{"PolicyArn", ""},
+		{"PolicySourceArn", ""},
+		{"Arn", ""},
+		{"PolicyName", "policy"},
+		{"AccessKeyId", "access-key"},
+	},
+	"sts": {{"RoleArn", ""}},
+}
+
+// ownPermission names the operations that no policy is asked about before they
+// are done: whoever can sign may ask who it is.
+var ownPermission = map[string]bool{
+	"sts:GetCallerIdentity": true,
+	"sts:GetSessionToken":   true,
+}
+
 // operations writes the descriptions of the operations and of the service, and
 // what authorization asks of a request.
 func (w *writer) operations() {
@@ -50,7 +74,14 @@ func (w *writer) operations() {
 	names := slices.Sorted(maps.Keys(w.model.Operations))
 	meta := w.model.Metadata
 	f.p("// Service is %s, API version %s, and all its operations.", meta.ServiceFullName, meta.APIVersion)
-	f.p("var Service = &awsapi.Service{\n\tName: %q,\n\tSigningName: %q,\n\tVersion: %q,\n\tOperations: []*awsapi.Operation{", w.pkg, meta.SigningName, meta.APIVersion)
+	f.p("var Service = &awsapi.Service{\n\tName: %q,\n\tSigningName: %q,\n\tVersion: %q,", w.pkg, meta.SigningName, meta.APIVersion)
+	if meta.query() {
+		f.p("\tProtocol: awsapi.Query,")
+	}
+	if meta.GlobalEndpoint != "" {
+		f.p("\tGlobal: true,")
+	}
+	f.p("\tOperations: []*awsapi.Operation{")
 	for _, name := range names {
 		f.p("\t\t&%s.Operation,", name)
 	}
@@ -62,16 +93,23 @@ func (w *writer) operations() {
 	seen := map[string]bool{}
 	for _, name := range names {
 		op := w.model.Operations[name]
-		if !seen[op.Input.Shape] {
-			seen[op.Input.Shape] = true
-			w.authorization(g, op, w.model.Shapes[op.Input.Shape])
+		in := w.model.Shapes[op.Input.Shape]
+		switch {
+		case seen[in.name]:
+		case w.model.Metadata.query():
+			w.queryAuthorization(g, in)
+		default:
+			w.authorization(g, op, in)
 		}
+		seen[in.name] = true
 	}
 }
 
 func (w *writer) operation(f *file, op *operation) {
 	doc := op.Documentation
-	if doc == "" {
+	if doc == "" && w.model.Metadata.query() {
+		doc = fmt.Sprintf("%s is the action of that name.", op.Name)
+	} else if doc == "" {
 		doc = fmt.Sprintf("%s is %s %s, answered with status %d.", op.Name, op.HTTP.Method, op.HTTP.RequestURI, w.status(op))
 	} else {
 		doc = op.Name + ": " + doc
@@ -82,7 +120,11 @@ func (w *writer) operation(f *file, op *operation) {
 	if len(op.Errors) > 0 {
 		var names []string
 		for _, e := range op.Errors {
-			names = append(names, e.Shape)
+			name := e.Shape
+			if w.model.Metadata.query() {
+				name, _ = w.model.Shapes[name].fault()
+			}
+			names = append(names, name)
 		}
 		f.p("\tErrors: %#v,", names)
 	}
@@ -94,6 +136,8 @@ func (w *writer) operation(f *file, op *operation) {
 		{"Idempotent", op.Idempotent},
 		{"Paginated", w.model.Pagination[op.Name] != nil},
 		{"MutualTLS", op.AuthType == "mutualTLS"},
+		{"Unsigned", op.AuthType == "none"},
+		{"OwnPermission", ownPermission[w.pkg+":"+op.Name]},
 		{"HasBody", w.hasBody(op)},
 	} {
 		if flag.set {
@@ -165,4 +209,39 @@ func (w *writer) authorization(f *file, op *operation, in *shape) {
 	if _, ok := in.Members["accountID"]; ok {
 		f.p("// TargetAccount implements [awsapi.AccountNamer].\nfunc (v *%s) TargetAccount() string {\n\tif v.AccountID == nil {\n\t\treturn \"\"\n\t}\n\treturn *v.AccountID\n}\n", in.name)
 	}
+}
+
+// queryAuthorization does the same for a request of the query protocol, where
+// tags are lists of keys and values.
+func (w *writer) queryAuthorization(f *file, in *shape) {
+	f.uses("rehost/awsapi")
+	for _, n := range naming[w.pkg] {
+		if _, ok := in.Members[n.member]; !ok {
+			continue
+		}
+		fields := fmt.Sprintf("ARN: %s", w.optional(in, n.member))
+		if n.kind != "" {
+			fields = fmt.Sprintf("Type: %q, ID: %s", n.kind, w.optional(in, n.member))
+		}
+		f.p("// Resources implements [awsapi.ResourceLister].\nfunc (v *%s) Resources() []awsapi.Resource {\n\treturn []awsapi.Resource{{%s}}\n}\n", in.name, fields)
+		break
+	}
+	if r, ok := in.Members["Tags"]; ok {
+		if element := w.model.Shapes[r.Shape].Member; element == nil || element.Shape != "Tag" {
+			panic(in.name + ".Tags is not a list of Tag")
+		}
+		f.p("// RequestTags implements [awsapi.TagBringer].\nfunc (v *%s) RequestTags() map[string]string {\n\ttags := map[string]string{}\n"+
+			"\tfor _, t := range v.Tags {\n\t\ttags[t.Key] = t.Value\n\t}\n\treturn tags\n}\n", in.name)
+	}
+	if _, ok := in.Members["TagKeys"]; ok {
+		f.p("// RequestTagKeys implements [awsapi.TagKeyBringer].\nfunc (v *%s) RequestTagKeys() []string { return v.TagKeys }\n", in.name)
+	}
+}
+
+// optional is the expression of a string member, "" where it is absent.
+func (w *writer) optional(in *shape, member string) string {
+	if typ, _ := w.fieldOf(in, member); typ[0] == '*' {
+		return "awsapi.Value(v." + exported(member) + ")"
+	}
+	return "v." + exported(member)
 }

@@ -173,3 +173,17 @@ func (w *writer) headers(f *file, s *shape) {
 	}
 	f.p("}\n")
 }
+
+// faults writes the errors of a query service, which have nothing but a message.
+func (w *writer) faults() {
+	f := w.file("errors_gen.go")
+	f.uses("rehost/awsapi")
+	f.p("// The errors of the service.\nvar (")
+	for _, name := range w.shapeNames() {
+		if s := w.model.Shapes[name]; s.Exception {
+			code, status := s.fault()
+			f.p("\t%s = &awsapi.Fault{Code: %q, Status: %d}", name, code, status)
+		}
+	}
+	f.p(")")
+}

@@ -69,13 +69,24 @@ func quote(s string) string {
 
 var (
 	lookahead = regexp.MustCompile(`^\(\?!([^()\\.*+?\[\]|]*)\)(.*)$`)
+	codePoint = regexp.MustCompile(`\\u([0-9A-F]{4,5}|10[0-9A-F]{4})`)
 	repeat    = regexp.MustCompile(`^(.*)(\[[^\]]*\])\{(\d+),(\d+)\}(.*)$`)
 )
+
+// rewritten has those patterns that say the same without looking ahead; the
+// length is bounded by the shape.
+var rewritten = map[string]string{
+	`^[a-z0-9]([a-z0-9]|-(?!-)){1,61}[a-z0-9]$`: `[a-z0-9]+(-[a-z0-9]+)*`,
+}
 
 // translate turns a pattern of the model, which must match the whole value and
 // is written for Java, into one for package regexp: no look-ahead (a leading
 // one becomes a prefix to refuse), no repetition above 1000.
 func translate(pattern string) (re, notPrefix string) {
+	if same, ok := rewritten[pattern]; ok {
+		pattern = same
+	}
+	pattern = codePoint.ReplaceAllString(pattern, `\x{$1}`)
 	if m := lookahead.FindStringSubmatch(pattern); m != nil {
 		notPrefix, pattern = m[1], m[2]
 	}

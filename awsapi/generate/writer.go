@@ -82,7 +82,7 @@ func (w *writer) typeOf(name string) string {
 	s := w.model.Shapes[name]
 	switch {
 	case s.Type == "structure", len(s.Enum) > 0, s.Sensitive:
-		return name
+		return s.name
 	}
 	return w.underlying(s)
 }
