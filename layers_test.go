@@ -26,6 +26,7 @@ var layers = map[string][]string{
 	"launch/launchtest":   {"export", "launch"},
 	"identity/policy":     nil,
 	"identity":            {"identity/policy"},
+	"identity/api":        {"identity", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
 	"awsapi":              {"identity", "identity/policy"},
 	"awsapi/mgn":          {"awsapi"},
 	"awsapi/formgn":       {"awsapi"},

@@ -369,6 +369,9 @@ func (c *call) authenticate() error {
 	}
 	c.caller.Principal, c.params.Query = who, r.query
 	c.notePeer()
+	if err := c.server.Identity.Used(c.request.Context(), who.AccessKeyID, r.scope.service, r.scope.region); err != nil {
+		c.server.Log.Error("the use of an access key is not noted", "err", err)
+	}
 	if service := c.server.service(r.scope.service); service.Protocol == Query {
 		route, err := c.findQuery(c.server.routes[service.SigningName])
 		if err != nil {

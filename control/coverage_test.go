@@ -9,7 +9,11 @@ import (
 
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
+	"rehost/awsapi/iam"
 	"rehost/awsapi/mgn"
+	"rehost/awsapi/sts"
+	"rehost/identity"
+	"rehost/identity/api"
 )
 
 var update = flag.Bool("update", false, "write docs/api-coverage.md anew")
@@ -18,8 +22,9 @@ const coverage = "../docs/api-coverage.md"
 
 // TestCoverage holds docs/api-coverage.md and what is registered together.
 func TestCoverage(t *testing.T) {
-	s := awsapi.New(awsapi.Options{Region: "us-east-1"}, mgn.Service, formgn.Service)
+	s := awsapi.New(awsapi.Options{Region: "us-east-1"}, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	(&Service{}).Register(s)
+	api.Register(s, new(identity.Directory))
 	want := coverageText(s)
 	if *update {
 		if err := os.WriteFile(coverage, []byte(want), 0o644); err != nil {
@@ -43,8 +48,8 @@ func coverageText(s *awsapi.Server) string {
 		return n
 	}
 	b.WriteString("# API coverage\n\nMade from the operation tables by `go test ./control -run TestCoverage -update`; a test holds both together.\n\n" +
-		"Every operation of the model is routed. One that is not built answers `NotImplementedException` (HTTP 501) to whoever has\n" +
-		"signed the call; to others no operation answers anything. Requests of those that are built are validated against the model\n" +
+		"Every operation of the model is routed. One that is not built answers `NotImplementedException` (HTTP 501; `NotImplemented` in\n" +
+		"the query protocol of IAM and STS) to whoever has signed the call; to others no operation answers anything. Requests of those that are built are validated against the model\n" +
 		"and authorized before anything is done.\n")
 	for _, part := range []struct {
 		title   string
@@ -52,6 +57,8 @@ func coverageText(s *awsapi.Server) string {
 	}{
 		{"Application Migration Service", mgn.Service},
 		{"Agents, installers and replication servers", formgn.Service},
+		{"Identity and Access Management", iam.Service},
+		{"Security Token Service", sts.Service},
 	} {
 		fmt.Fprintf(&b, "\n## %s\n\n%d of %d operations are built.\n\n| operation | request | state |\n|---|---|---|\n",
 			part.title, built(part.service), len(part.service.Operations))
@@ -77,4 +84,9 @@ const limits = `
 - StartTest and StartCutover: the newest consistent recovery point is launched; the API has no way to name another.
 - UpdateReplicationConfiguration: staging disk types, subnets and security groups are kept and have no effect.
 - UpdateSourceServer: the connector action is kept and has no effect.
+- GetAccessKeyLastUsed: exact to a minute.
+- GenerateCredentialReport: the report is complete at once, and is made when it is fetched.
+- ListEntitiesForPolicy: answers everything in one page.
+- SimulateCustomPolicy, SimulatePrincipalPolicy: name the statements that decided; ResourceOwner and ResourceHandlingOption
+  have no effect.
 `

@@ -30,7 +30,10 @@ type Directory struct {
 	users       map[string]*heldUser
 	roles       map[string]*heldRole
 	keys        map[string]AccessKey
-	policies    map[string]*policy.Document // managed ones, by ARN
+	groups      map[string]Group
+	profiles    map[string]InstanceProfile
+	records     map[string]Policy           // managed policies, by ARN
+	policies    map[string]*policy.Document // their default versions, by ARN
 	revocations map[string]revocation
 }
 
@@ -63,6 +66,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 	d := &Directory{
 		store: o.Store, key: o.Key, now: o.Now,
 		users: map[string]*heldUser{}, roles: map[string]*heldRole{}, keys: map[string]AccessKey{},
+		groups: map[string]Group{}, profiles: map[string]InstanceProfile{}, records: managedRecords(),
 		policies: map[string]*policy.Document{}, revocations: map[string]revocation{},
 	}
 	maps.Copy(d.policies, managed())
@@ -83,8 +87,17 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		case KindPolicy:
 			var p Policy
 			if err = json.Unmarshal(value, &p); err == nil {
+				d.records[name] = p.complete(name)
 				d.policies[name], err = policy.Parse(policy.Identity, name, p.Document)
 			}
+		case KindGroup:
+			var g Group
+			err = json.Unmarshal(value, &g)
+			d.groups[name] = g
+		case KindProfile:
+			var p InstanceProfile
+			err = json.Unmarshal(value, &p)
+			d.profiles[name] = p
 		case KindRevocation:
 			var r revocation
 			err = json.Unmarshal(value, &r)
@@ -121,42 +134,11 @@ func appendJSON[T any](list *[]T, value []byte) error {
 }
 
 func (d *Directory) holdUser(u User) (*heldUser, error) {
-	policies, err := d.policiesOf(u.Attached, u.Inline, u.Boundary)
-	return &heldUser{User: u, policies: policies}, err
+	return d.state().holdUser(u)
 }
 
 func (d *Directory) holdRole(r Role) (*heldRole, error) {
-	trust, err := policy.Parse(policy.Trust, "the trust policy", r.Trust)
-	if err != nil {
-		return nil, err
-	}
-	policies, err := d.policiesOf(r.Attached, r.Inline, r.Boundary)
-	return &heldRole{Role: r, trust: trust, policies: policies}, err
-}
-
-// policiesOf parses what a user or role may do.
-func (d *Directory) policiesOf(attached []string, inline map[string]string, boundary string) (out policy.Policies, err error) {
-	for _, arn := range attached {
-		doc := d.policies[arn]
-		if doc == nil {
-			return out, fmt.Errorf("policy %s: %w", arn, ErrNotFound)
-		}
-		out.Identity = append(out.Identity, doc)
-	}
-	for _, name := range slices.Sorted(maps.Keys(inline)) {
-		doc, err := policy.Parse(policy.Identity, "inline policy "+name, inline[name])
-		if err != nil {
-			return out, fmt.Errorf("inline policy %s: %w", name, err)
-		}
-		out.Identity = append(out.Identity, doc)
-	}
-	if boundary != "" {
-		out.Boundary = d.policies[boundary]
-		if out.Boundary == nil {
-			return out, fmt.Errorf("permissions boundary %s: %w", boundary, ErrNotFound)
-		}
-	}
-	return out, nil
+	return d.state().holdRole(r)
 }
 
 // Account is the account, with an empty ID before [Directory.Bootstrap].
@@ -348,10 +330,12 @@ func (d *Directory) CreatePolicy(ctx context.Context, p Policy) (string, error) 
 	if err != nil {
 		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
 	}
+	p.Created, p.ID = d.now().UTC(), newID("ANPA")
+	p = p.complete(arn)
 	if err := d.put(ctx, KindPolicy, arn, p); err != nil {
 		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
 	}
-	d.policies[arn] = doc
+	d.policies[arn], d.records[arn] = doc, p
 	return arn, nil
 }
 

@@ -1,7 +1,9 @@
 package identity
 
 import (
+	"crypto/sha256"
 	"embed"
+	"encoding/base32"
 	"fmt"
 	"path"
 	"strings"
@@ -74,4 +76,43 @@ func serviceRoles() []Role {
 		role(AgentRole, "AWSApplicationMigrationAgentPolicy_v2"),
 		role(ReplicationServerRole, "AWSApplicationMigrationReplicationServerPolicy"),
 	}
+}
+
+// managedRecords are the built-in policies as records, by ARN.
+func managedRecords() map[string]Policy {
+	out := map[string]Policy{}
+	for arn, doc := range managed() {
+		name := arn[strings.LastIndexByte(arn, '/')+1:]
+		dir := strings.TrimSuffix(strings.TrimPrefix(arn, managedPrefix), name)
+		out[arn] = Policy{Name: name, Path: dir, Document: doc.Text(), Created: managedSince}.complete(arn)
+	}
+	return out
+}
+
+// managedPrefix leads the ARNs of built-in policies, in front of their path.
+const managedPrefix = "arn:aws:iam::aws:policy"
+
+// managedSince is when the built-in policies took their present form.
+var managedSince = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// IsManaged is whether the ARN is that of a built-in policy, or would be.
+func IsManaged(arn string) bool { return strings.HasPrefix(arn, managedPrefix+"/") }
+
+// complete fills in what records of older versions of the program do not have.
+// A policy without an id gets one that follows from its ARN.
+func (p Policy) complete(arn string) Policy {
+	if p.ID == "" {
+		sum := sha256.Sum256([]byte(arn))
+		p.ID = "ANPA" + base32.StdEncoding.EncodeToString(sum[:])[:16]
+	}
+	if p.Updated.IsZero() {
+		p.Updated = p.Created
+	}
+	if p.Default == 0 {
+		p.Default, p.Last = 1, 1
+	}
+	if len(p.Versions) == 0 {
+		p.Versions = []PolicyVersion{{Number: 1, Document: p.Document, Created: p.Created}}
+	}
+	return p
 }

@@ -10,6 +10,7 @@ import (
 type Account struct {
 	ID      string    `json:"id"` // twelve digits
 	Created time.Time `json:"created"`
+	Alias   string    `json:"alias,omitempty"` // of the account, for people
 }
 
 // A User is a person or program with long-lived access keys.
@@ -22,6 +23,35 @@ type User struct {
 	Attached []string          `json:"attached,omitempty"` // ARNs of managed policies
 	Inline   map[string]string `json:"inline,omitempty"`   // documents by name
 	Boundary string            `json:"boundary,omitempty"` // ARN of a managed policy
+	Groups   []string          `json:"groups,omitempty"`   // names
+	Login    *Login            `json:"login,omitempty"`    // nil: no password
+}
+
+// A Login is a user's password for the console. It is kept as a hash only.
+type Login struct {
+	Created time.Time `json:"created"`
+	Hash    []byte    `json:"hash"` // bcrypt of the password's SHA-256, in base64
+	Reset   bool      `json:"reset,omitempty"`
+}
+
+// A Group gives its policies to the users in it.
+type Group struct {
+	Name     string            `json:"name"`
+	ID       string            `json:"id"` // AGPA…
+	Path     string            `json:"path"`
+	Created  time.Time         `json:"created"`
+	Attached []string          `json:"attached,omitempty"`
+	Inline   map[string]string `json:"inline,omitempty"`
+}
+
+// An InstanceProfile gives a role to an instance.
+type InstanceProfile struct {
+	Name    string            `json:"name"`
+	ID      string            `json:"id"` // AIPA…
+	Path    string            `json:"path"`
+	Created time.Time         `json:"created"`
+	Role    string            `json:"role,omitempty"`
+	Tags    map[string]string `json:"tags,omitempty"`
 }
 
 // A Role is assumed by those whom its trust policy names.
@@ -31,6 +61,7 @@ type Role struct {
 	Path        string            `json:"path"`
 	Created     time.Time         `json:"created"`
 	Tags        map[string]string `json:"tags,omitempty"`
+	Description string            `json:"description,omitempty"`
 	Trust       string            `json:"trust"`
 	MaxDuration time.Duration     `json:"maxDuration"`
 	Attached    []string          `json:"attached,omitempty"`
@@ -46,13 +77,35 @@ type AccessKey struct {
 	Active  bool      `json:"active"`
 	Created time.Time `json:"created"`
 	Sealed  []byte    `json:"sealed"`
+	Used    KeyUse    `json:"used,omitzero"`
+}
+
+// A KeyUse is the last time that a key was used, as exactly as it is kept.
+type KeyUse struct {
+	Time            time.Time `json:"time"`
+	Service, Region string
 }
 
 // A Policy is a document with a name of its own that users and roles attach.
 type Policy struct {
-	Name     string `json:"name"`
-	Path     string `json:"path"`
-	Document string `json:"document"`
+	Name        string            `json:"name"`
+	Path        string            `json:"path"`
+	Document    string            `json:"document"` // of the default version
+	ID          string            `json:"id,omitempty"`
+	Created     time.Time         `json:"created,omitzero"`
+	Updated     time.Time         `json:"updated,omitzero"`
+	Description string            `json:"description,omitempty"`
+	Tags        map[string]string `json:"tags,omitempty"`
+	Default     int               `json:"default,omitempty"` // number of the default version; 0 is 1
+	Last        int               `json:"last,omitempty"`    // number of the newest version that ever was; 0 is 1
+	Versions    []PolicyVersion   `json:"versions,omitempty"`
+}
+
+// A PolicyVersion is a document that a policy has or had, by its number.
+type PolicyVersion struct {
+	Number   int       `json:"number"`
+	Document string    `json:"document"`
+	Created  time.Time `json:"created"`
 }
 
 // A revocation ends the sessions of its subject that began at its time or before.

@@ -24,6 +24,8 @@ const (
 	KindRole       Kind = "role"
 	KindKey        Kind = "key"
 	KindPolicy     Kind = "policy"
+	KindGroup      Kind = "group"
+	KindProfile    Kind = "instance profile"
 	KindRevocation Kind = "revocation"
 )
 
@@ -37,6 +39,15 @@ type Store interface {
 	Put(ctx context.Context, kind Kind, name string, value []byte) error
 	// Delete removes a record; none of the name is not an error.
 	Delete(ctx context.Context, kind Kind, name string) error
+	// Apply does all changes or, if it fails, none.
+	Apply(ctx context.Context, changes []Change) error
+}
+
+// A Change is a record to be made or replaced, or to be removed where Value is nil.
+type Change struct {
+	Kind  Kind
+	Name  string
+	Value []byte
 }
 
 // NewMemoryStore returns a store that forgets everything with the process.
@@ -75,5 +86,18 @@ func (m *memoryStore) Delete(_ context.Context, kind Kind, name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.records, recordName{kind, name})
+	return nil
+}
+
+func (m *memoryStore) Apply(_ context.Context, changes []Change) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range changes {
+		if c.Value == nil {
+			delete(m.records, recordName{c.Kind, c.Name})
+		} else {
+			m.records[recordName{c.Kind, c.Name}] = slices.Clone(c.Value)
+		}
+	}
 	return nil
 }

@@ -17,11 +17,14 @@ import (
 
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
+	"rehost/awsapi/iam"
 	"rehost/awsapi/mgn"
+	"rehost/awsapi/sts"
 	"rehost/ca"
 	"rehost/control"
 	"rehost/export"
 	"rehost/identity"
+	"rehost/identity/api"
 	"rehost/launch"
 	"rehost/replicator"
 	"rehost/store"
@@ -166,8 +169,9 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 		return err
 	}
 	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, VerifyPeer: control.VerifyPeer,
-		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service)
+		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	s.service.Register(s.api)
+	api.Register(s.api, directory)
 	return nil
 }
 
