@@ -96,7 +96,8 @@ func IsError(err error, name string) bool {
 
 // Call does an operation. It repeats what failed on the way, after a growing
 // and random pause, if the operation may be repeated or the service did
-// nothing. The error is a [*CallError] when the service answered one.
+// nothing. The error is a [*CallError] when the service answered one. It speaks
+// [RestJSON] only.
 func Call[In, Out any](ctx context.Context, c *Client, op *Op[In, Out], in *In) (*Out, error) {
 	request, err := encode(&op.Operation, in)
 	if err != nil {

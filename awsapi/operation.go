@@ -14,7 +14,6 @@ type Service struct {
 	SigningName string // in the credential scope, and before the colon of an action: "mgn"
 	Version     string // of the API: "2020-02-26"
 	Protocol    Protocol
-	Global      bool // clients may sign for us-east-1 wherever the service is
 	Operations  []*Operation
 }
 

@@ -24,7 +24,6 @@ type metadata struct {
 	ServiceFullName string
 	EndpointPrefix  string
 	SigningName     string
-	GlobalEndpoint  string
 }
 
 func (m metadata) query() bool { return m.Protocol == "query" }

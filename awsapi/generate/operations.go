@@ -78,9 +78,6 @@ func (w *writer) operations() {
 	if meta.query() {
 		f.p("\tProtocol: awsapi.Query,")
 	}
-	if meta.GlobalEndpoint != "" {
-		f.p("\tGlobal: true,")
-	}
 	f.p("\tOperations: []*awsapi.Operation{")
 	for _, name := range names {
 		f.p("\t\t&%s.Operation,", name)

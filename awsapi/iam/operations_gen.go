@@ -12,7 +12,6 @@ var Service = &awsapi.Service{
 	SigningName: "iam",
 	Version:     "2010-05-08",
 	Protocol:    awsapi.Query,
-	Global:      true,
 	Operations: []*awsapi.Operation{
 		&AcceptDelegationRequest.Operation,
 		&AddClientIDToOpenIDConnectProvider.Operation,

@@ -12,7 +12,6 @@ var Service = &awsapi.Service{
 	SigningName: "sts",
 	Version:     "2011-06-15",
 	Protocol:    awsapi.Query,
-	Global:      true,
 	Operations: []*awsapi.Operation{
 		&AssumeRole.Operation,
 		&AssumeRoleWithSAML.Operation,
