@@ -35,6 +35,7 @@ type Directory struct {
 	records     map[string]Policy           // managed policies, by ARN
 	policies    map[string]*policy.Document // their default versions, by ARN
 	revocations map[string]revocation
+	providers   map[string]*Provider // by ARN
 }
 
 // A heldUser is a user together with its parsed policies.
@@ -67,7 +68,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		store: o.Store, key: o.Key, now: o.Now,
 		users: map[string]*heldUser{}, roles: map[string]*heldRole{}, keys: map[string]AccessKey{},
 		groups: map[string]Group{}, profiles: map[string]InstanceProfile{}, records: managedRecords(),
-		policies: map[string]*policy.Document{}, revocations: map[string]revocation{},
+		policies: map[string]*policy.Document{}, revocations: map[string]revocation{}, providers: map[string]*Provider{},
 	}
 	maps.Copy(d.policies, managed())
 	var users []User
@@ -102,6 +103,10 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 			var r revocation
 			err = json.Unmarshal(value, &r)
 			d.revocations[name] = r
+		case KindProvider:
+			p := new(Provider)
+			err = json.Unmarshal(value, p)
+			d.providers[name] = p
 		}
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", kind, name, err)
@@ -120,6 +125,9 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		if d.roles[r.Name], err = d.holdRole(r); err != nil {
 			return nil, fmt.Errorf("open directory: role %s: %w", r.Name, err)
 		}
+	}
+	if err := errors.Join(d.reseal(ctx), d.prune(ctx)); err != nil {
+		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	return d, nil
 }
@@ -349,7 +357,7 @@ func (d *Directory) CreateAccessKey(ctx context.Context, user string) (Credentia
 	}
 	out := Credentials{AccessKeyID: newID("AKIA"), SecretAccessKey: newSecret()}
 	k := AccessKey{ID: out.AccessKeyID, User: user, Active: true, Created: d.now().UTC()}
-	k.Sealed = d.key.seal(d.key.secrets, k.ID, []byte(out.SecretAccessKey))
+	k.Sealed = d.key.seal(useSecret, k.ID, []byte(out.SecretAccessKey))
 	if err := d.put(ctx, KindKey, k.ID, k); err != nil {
 		return Credentials{}, fmt.Errorf("create access key of user %s: %w", user, err)
 	}
@@ -399,14 +407,14 @@ func (d *Directory) Authenticate(_ context.Context, accessKeyID, sessionToken st
 	if !ok || !k.Active || user == nil || d.account.ID == "" {
 		return nil, "", ErrUnknownKey
 	}
-	secret, err := d.key.open(d.key.secrets, k.ID, k.Sealed)
+	secret, _, err := d.key.open(useSecret, k.ID, k.Sealed)
 	if err != nil {
 		return nil, "", fmt.Errorf("access key %s: %w", k.ID, err)
 	}
 	return &Principal{
 		Kind:        UserPrincipal,
 		Account:     d.account.ID,
-		ARN:         "arn:aws:iam::" + d.account.ID + ":user" + user.Path + user.Name,
+		ARN:         d.userARN(&user.User),
 		UserID:      user.ID,
 		Name:        user.Name,
 		AccessKeyID: k.ID,
@@ -422,9 +430,11 @@ func (d *Directory) Authorize(p *Principal, action, resource string, c policy.Co
 		c = policy.Context{}
 	}
 	p.context(c)
-	now := d.now().UTC()
-	c.Set("aws:CurrentTime", now.Format(time.RFC3339))
-	c.Set("aws:EpochTime", fmt.Sprint(now.Unix()))
+	d.timeContext(c)
+	service, operation, _ := strings.Cut(strings.ToLower(action), ":")
+	if why := p.barred(service, operation); why != "" {
+		return policy.Refuse("%s", why)
+	}
 	policies, err := d.policiesFor(p)
 	if err != nil {
 		return policy.Refuse("%v", err)
@@ -432,27 +442,76 @@ func (d *Directory) Authorize(p *Principal, action, resource string, c policy.Co
 	return policy.Evaluate(&policy.Request{Principal: p.asNamed(), Action: action, Resource: resource, Context: c, Policies: policies})
 }
 
+// timeContext puts the time.
+func (d *Directory) timeContext(c policy.Context) {
+	now := d.now().UTC()
+	c.Set("aws:CurrentTime", now.Format(time.RFC3339))
+	c.Set("aws:EpochTime", fmt.Sprint(now.Unix()))
+}
+
 // policiesFor collects the policies of a principal; one that is gone has none.
-func (d *Directory) policiesFor(p *Principal) (out policy.Policies, err error) {
+func (d *Directory) policiesFor(p *Principal) (policy.Policies, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	if p.Kind == UserPrincipal {
-		if u := d.users[p.Name]; u != nil && u.ID == p.UserID {
-			return u.policies, nil
-		}
+	return d.heldPolicies(p)
+}
+
+// heldPolicies is policiesFor for those who hold the lock.
+func (d *Directory) heldPolicies(p *Principal) (out policy.Policies, err error) {
+	out = d.ownPolicies(p)
+	if p.session == nil {
 		return out, nil
 	}
-	role := d.roles[p.Name]
-	if role == nil {
-		return out, nil
-	}
-	out = role.policies
-	for _, text := range p.sessionPolicies {
+	for _, text := range p.session.Policies {
 		doc, err := policy.Parse(policy.Identity, "session policy", text)
 		if err != nil {
 			return out, err
 		}
 		out.Session = append(out.Session, doc)
 	}
+	for _, arn := range p.session.PolicyARNs {
+		doc := d.policies[arn]
+		if doc == nil {
+			return out, fmt.Errorf("session policy %s: %w", arn, ErrNotFound)
+		}
+		out.Session = append(out.Session, doc)
+	}
 	return out, nil
+}
+
+// ownPolicies are those of the role or user that the principal stands on.
+func (d *Directory) ownPolicies(p *Principal) policy.Policies {
+	if p.Kind == RolePrincipal {
+		if r := d.roles[p.Name]; r != nil && p.session != nil && r.ID == p.session.RoleID {
+			return r.policies
+		}
+		return policy.Policies{}
+	}
+	name, id := p.Name, p.UserID
+	if p.session != nil {
+		name, id = p.session.User, p.session.UserID
+	}
+	if u := d.users[name]; u != nil && u.ID == id {
+		return u.policies
+	}
+	return policy.Policies{}
+}
+
+// reseal seals the secrets of access keys with the newest sealing key.
+func (d *Directory) reseal(ctx context.Context) error {
+	for id, k := range d.keys {
+		if d.key.current(k.Sealed) {
+			continue
+		}
+		secret, _, err := d.key.open(useSecret, id, k.Sealed)
+		if err != nil {
+			continue // not to be had any more: nobody can sign with it
+		}
+		k.Sealed = d.key.seal(useSecret, id, secret)
+		if err := d.put(ctx, KindKey, id, k); err != nil {
+			return fmt.Errorf("seal access key %s again: %w", id, err)
+		}
+		d.keys[id] = k
+	}
+	return nil
 }

@@ -266,7 +266,7 @@ func TestDirectory_AssumeRole_Refused(t *testing.T) {
 		}
 	}
 	_, err := w.AssumeRoleAsService(ctx, "ec2.amazonaws.com", AssumeRole{Role: AgentRole, Session: "s-1"})
-	if e := (*TrustError)(nil); !errors.As(err, &e) {
+	if e := (*DeniedError)(nil); !errors.As(err, &e) {
 		t.Errorf("a service that the role does not trust: got %v", err)
 	}
 }
@@ -448,7 +448,7 @@ func TestLoadSealingKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	again, err := LoadSealingKey(path)
-	if err != nil || again.id != first.id {
+	if err != nil || again.keys[0].id != first.keys[0].id {
 		t.Errorf("read again: %v", err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
@@ -478,12 +478,17 @@ func TestFormat_SessionToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		fmt.Sprintf("| 0 | 1 | version, %d |", sealedVersion),
+		"| 0 | 1 | version, see below |",
+		fmt.Sprintf("| secret of an access key | the key's id | %d |", uses[useSecret].version),
+		fmt.Sprintf("| session token | `%s` | %d; 1 is read |", tokenUse, uses[useToken].version),
+		fmt.Sprintf("| authorization message | `%s` | %d |", messageUse, uses[useMessage].version),
 		"| 1 | 4 | name of the sealing key |",
 		fmt.Sprintf("| 5 | %d | nonce, random |", sealedHead-5),
 		fmt.Sprintf("| %d | n + 16 |", sealedHead),
-		"rehost access key secrets v1", "rehost session tokens v1", "rehost authority keys v1", "rehost sealing key id", "`" + tokenUse + "`",
-		fmt.Sprintf("at most %d KiB", maxToken>>10), fmt.Sprintf("a file of %d random bytes", sealingKeySize),
+		uses[useSecret].info, uses[useToken].info, uses[useMessage].info, uses[useAuthority].info, "rehost sealing key id",
+		fmt.Sprintf("at most %d KiB)", maxToken>>10), fmt.Sprintf("one to eight keys of %d random bytes", sealingKeySize),
+		fmt.Sprintf("at most %d KiB when it is expanded", maxInflated>>10), fmt.Sprintf("section 5), at most %d KiB", maxMessage>>10),
+		"may take 4,096 bytes", fmt.Sprintf("could live (%d hours)", int(MaxUserSession.Hours())),
 	} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("the page does not say %q", want)

@@ -10,10 +10,11 @@ func (k *SealingKey) Authority() KeySealer { return KeySealer{k} }
 // Seal returns plain in the form of docs/format/session-token.md; it opens under
 // the same use only.
 func (s KeySealer) Seal(use string, plain []byte) []byte {
-	return s.key.seal(s.key.authority, use, plain)
+	return s.key.seal(useAuthority, use, plain)
 }
 
 // Open is the inverse of Seal. The error says no more than that it is not.
 func (s KeySealer) Open(use string, sealed []byte) ([]byte, error) {
-	return s.key.open(s.key.authority, use, sealed)
+	plain, _, err := s.key.open(useAuthority, use, sealed)
+	return plain, err
 }

@@ -1,10 +1,6 @@
 package identity
 
-import (
-	"time"
-
-	"rehost/identity/policy"
-)
+import "time"
 
 // An Account is what everything belongs to; there is one.
 type Account struct {
@@ -111,61 +107,4 @@ type PolicyVersion struct {
 // A revocation ends the sessions of its subject that began at its time or before.
 type revocation struct {
 	NotAfter time.Time `json:"notAfter"`
-}
-
-// A PrincipalKind is what a principal is.
-type PrincipalKind string
-
-// The kinds of principal, as the context key aws:PrincipalType has them.
-const (
-	UserPrincipal PrincipalKind = "User"
-	RolePrincipal PrincipalKind = "AssumedRole"
-)
-
-// A Principal is who signed a request.
-type Principal struct {
-	Kind           PrincipalKind
-	Account        string
-	ARN            string            // arn:aws:iam::…:user/…, arn:aws:sts::…:assumed-role/…/…
-	UserID         string            // AIDA…, AROA…:session
-	Name           string            // of the user or the role
-	SourceIdentity string            // of the session: the source server's id, for an agent
-	AccessKeyID    string            // that signed
-	Tags           map[string]string // of the user, the role or the session
-	Issued         time.Time         // start of the session; zero of a user
-	Expires        time.Time         // end of the session; zero of a user
-
-	role            string // ARN of the role
-	sessionPolicies []string
-}
-
-// Temporary is whether the principal's credentials expire.
-func (p *Principal) Temporary() bool { return !p.Expires.IsZero() }
-
-// asNamed is the principal as policies of resources may name it.
-func (p *Principal) asNamed() policy.Principal {
-	return policy.Principal{Kind: "AWS", Value: p.ARN, Parent: p.role, ID: p.UserID}
-}
-
-// context puts what is known of the principal.
-func (p *Principal) context(c policy.Context) {
-	c.Set("aws:PrincipalArn", p.ARN)
-	if p.Kind == RolePrincipal {
-		c.Set("aws:PrincipalArn", p.role)
-	}
-	c.Set("aws:PrincipalAccount", p.Account)
-	c.Set("aws:PrincipalType", string(p.Kind))
-	c.Set("aws:userid", p.UserID)
-	if p.Kind == UserPrincipal {
-		c.Set("aws:username", p.Name)
-	}
-	if p.SourceIdentity != "" {
-		c.Set("aws:SourceIdentity", p.SourceIdentity)
-	}
-	if p.Temporary() {
-		c.Set("aws:TokenIssueTime", p.Issued.UTC().Format(time.RFC3339))
-	}
-	for key, value := range p.Tags {
-		c.Set("aws:PrincipalTag/"+key, value)
-	}
 }

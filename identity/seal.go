@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -30,37 +31,74 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // A SealingKey protects the secrets of access keys at rest and the contents of
 // session tokens on their way. Whoever has it can make credentials of anyone.
-type SealingKey struct {
-	secrets, tokens, authority cipher.AEAD
+// It can be several keys: the first seals, all open. It is never changed.
+// docs/format/session-token.md
+type SealingKey struct{ keys []sealer }
 
-	id [4]byte // tells keys apart after one was replaced; not secret
+// A sealer is one of the keys.
+type sealer struct {
+	aead [len(uses)]cipher.AEAD
+	id   [4]byte // tells keys apart after one was replaced; not secret
 }
 
-// sealingKeySize is the size of the key file in bytes.
-const sealingKeySize = 32
+// A use is what something is sealed for. Each has a key derived for it.
+type use int
 
-// NewSealingKey makes a key of 32 random bytes.
+const (
+	useSecret use = iota
+	useToken
+	useMessage
+	useAuthority
+)
+
+// uses says from what the key of each use is derived, and which version is
+// written. Earlier ones are read.
+var uses = [...]struct {
+	info    string
+	version byte
+}{
+	useSecret:    {"rehost access key secrets v1", 1},
+	useToken:     {"rehost session tokens v1", 2},
+	useMessage:   {"rehost authorization messages v1", 1},
+	useAuthority: {"rehost authority keys v1", 1},
+}
+
+const (
+	sealingKeySize = 32 // bytes of one key in the file
+	maxSealingKeys = 8  // in the file
+)
+
+// NewSealingKey makes a key of 32 random bytes, or of several times 32: the
+// newest key first, and at most eight.
 func NewSealingKey(raw []byte) (*SealingKey, error) {
-	if len(raw) != sealingKeySize {
-		return nil, fmt.Errorf("sealing key has %d bytes, want %d", len(raw), sealingKeySize)
+	if len(raw) == 0 || len(raw)%sealingKeySize != 0 || len(raw) > maxSealingKeys*sealingKeySize {
+		return nil, fmt.Errorf("sealing key has %d bytes, want %d for each of at most %d keys", len(raw), sealingKeySize, maxSealingKeys)
 	}
 	k := new(SealingKey)
-	for _, use := range []struct {
-		info string
-		aead *cipher.AEAD
-	}{{"rehost access key secrets v1", &k.secrets}, {"rehost session tokens v1", &k.tokens}, {"rehost authority keys v1", &k.authority}} {
-		sub, err := hkdf.Key(sha256.New, raw, nil, use.info, chacha20poly1305.KeySize)
+	for one := range slices.Chunk(raw, sealingKeySize) {
+		s, err := newSealer(one)
 		if err != nil {
 			return nil, err
 		}
+		k.keys = append(k.keys, s)
+	}
+	return k, nil
+}
+
+func newSealer(raw []byte) (s sealer, err error) {
+	for i, u := range uses {
+		sub, err := hkdf.Key(sha256.New, raw, nil, u.info, chacha20poly1305.KeySize)
+		if err != nil {
+			return s, err
+		}
 		// Random nonces of 24 bytes never repeat, however many tokens are made.
-		if *use.aead, err = chacha20poly1305.NewX(sub); err != nil {
-			return nil, err
+		if s.aead[i], err = chacha20poly1305.NewX(sub); err != nil {
+			return s, err
 		}
 	}
-	id, err := hkdf.Key(sha256.New, raw, nil, "rehost sealing key id", len(k.id))
-	copy(k.id[:], id)
-	return k, err
+	id, err := hkdf.Key(sha256.New, raw, nil, "rehost sealing key id", len(s.id))
+	copy(s.id[:], id)
+	return s, err
 }
 
 // LoadSealingKey reads the key file, or makes it if there is none. It refuses a
@@ -112,9 +150,6 @@ func createSealingKey(path string) (err error) {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// sealedVersion leads everything sealed; see docs/format/session-token.md.
-const sealedVersion = 1
-
 // sealedHead is the size of what stands before the ciphertext.
 const sealedHead = 1 + 4 + chacha20poly1305.NonceSizeX
 
@@ -122,27 +157,38 @@ const sealedHead = 1 + 4 + chacha20poly1305.NonceSizeX
 var errSealed = errors.New("sealed text is damaged, or was sealed with another key")
 
 // seal encrypts plain for one use; opening it needs the same context.
-func (k *SealingKey) seal(aead cipher.AEAD, context string, plain []byte) []byte {
-	out := make([]byte, sealedHead, sealedHead+len(plain)+aead.Overhead())
-	out[0] = sealedVersion
-	copy(out[1:], k.id[:])
+func (k *SealingKey) seal(u use, context string, plain []byte) []byte {
+	s := &k.keys[0]
+	out := make([]byte, sealedHead, sealedHead+len(plain)+s.aead[u].Overhead())
+	out[0] = uses[u].version
+	copy(out[1:], s.id[:])
 	rand.Read(out[5:])
-	return aead.Seal(out, out[5:sealedHead], plain, k.context(context))
+	return s.aead[u].Seal(out, out[5:sealedHead], plain, additional(out, context))
 }
 
-func (k *SealingKey) open(aead cipher.AEAD, context string, sealed []byte) ([]byte, error) {
-	if len(sealed) < sealedHead || sealed[0] != sealedVersion || [4]byte(sealed[1:5]) != k.id {
-		return nil, errSealed
+// open decrypts, and says in which version the plain text is.
+func (k *SealingKey) open(u use, context string, sealed []byte) (plain []byte, version byte, err error) {
+	if len(sealed) < sealedHead || sealed[0] == 0 || sealed[0] > uses[u].version {
+		return nil, 0, errSealed
 	}
-	plain, err := aead.Open(nil, sealed[5:sealedHead], sealed[sealedHead:], k.context(context))
-	if err != nil {
-		return nil, errSealed
+	for i := range k.keys {
+		if s := &k.keys[i]; s.id == [4]byte(sealed[1:5]) {
+			plain, err := s.aead[u].Open(nil, sealed[5:sealedHead], sealed[sealedHead:], additional(sealed, context))
+			if err == nil {
+				return plain, sealed[0], nil
+			}
+		}
 	}
-	return plain, nil
+	return nil, 0, errSealed
 }
 
-// context is the additional data: everything in front of the nonce, and what
+// current is whether the newest key has sealed it.
+func (k *SealingKey) current(sealed []byte) bool {
+	return len(sealed) >= sealedHead && [4]byte(sealed[1:5]) == k.keys[0].id
+}
+
+// additional is the additional data: everything in front of the nonce, and what
 // the text is for.
-func (k *SealingKey) context(use string) []byte {
-	return append(append([]byte{sealedVersion}, k.id[:]...), use...)
+func additional(sealed []byte, use string) []byte {
+	return append(append([]byte(nil), sealed[:5]...), use...)
 }

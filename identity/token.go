@@ -1,42 +1,16 @@
 package identity
 
 import (
-	"context"
+	"bytes"
+	"compress/flate"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
+	"io"
+	"math"
 	"time"
-
-	"rehost/identity/policy"
-)
-
-// Why credentials are refused.
-var (
-	// ErrUnknownKey says that no such access key is active.
-	ErrUnknownKey = errors.New("access key is not known")
-	// ErrBadToken says that the session token is missing, not ours, or of another key.
-	ErrBadToken = errors.New("session token is not valid")
-	// ErrExpired says that the session has ended.
-	ErrExpired = errors.New("session has expired")
-	// ErrRevoked says that the session was revoked, or lost its role.
-	ErrRevoked = errors.New("session was revoked")
-)
-
-// A TrustError says that a role's trust policy does not name the caller.
-type TrustError struct{ Role, Caller string }
-
-func (e *TrustError) Error() string {
-	return fmt.Sprintf("role %s does not trust %s", e.Role, e.Caller)
-}
-
-// Session limits, as AWS STS has them.
-const (
-	MinSession     = 15 * time.Minute
-	MaxSession     = 12 * time.Hour
-	DefaultSession = time.Hour
 )
 
 // Credentials are an access key with its secret, and for a session its token.
@@ -47,113 +21,92 @@ type Credentials struct {
 	Expires         time.Time // zero: do not expire
 }
 
-// claims is what a session token holds, sealed.
+// claims is what a session token holds, sealed. In version 1 there are those up
+// to Tags, and they are a role's.
 // docs/format/session-token.md
 type claims struct {
 	AccessKeyID    string            `json:"k"`
 	Secret         []byte            `json:"x"` // as text; base64 in JSON
 	Account        string            `json:"a"`
-	Role           string            `json:"r"`
-	RoleID         string            `json:"i"` // a role of the same name made later is another
-	Session        string            `json:"s"`
+	Role           string            `json:"r,omitempty"`
+	RoleID         string            `json:"i,omitempty"` // a role of the same name made later is another
+	Session        string            `json:"s,omitempty"`
 	SourceIdentity string            `json:"o,omitempty"`
 	Issued         int64             `json:"b"` // milliseconds since 1970
 	Expires        int64             `json:"e"` // milliseconds since 1970
 	Policies       []string          `json:"p,omitempty"`
 	Tags           map[string]string `json:"t,omitempty"`
+
+	Kind       PrincipalKind `json:"y,omitempty"`
+	User       string        `json:"u,omitempty"`
+	UserID     string        `json:"j,omitempty"`
+	Origin     string        `json:"f,omitempty"` // access key of a user
+	PolicyARNs []string      `json:"m,omitempty"`
+	Transitive []string      `json:"z,omitempty"`
+	Web        *webClaims    `json:"w,omitempty"`
+}
+
+// webClaims is what an identity provider has said of who began the session.
+type webClaims struct {
+	Provider string `json:"p"` // ARN
+	Subject  string `json:"s"`
+	Audience string `json:"d"`
+	Client   string `json:"c,omitempty"` // azp
 }
 
 const tokenUse = "session token"
 
-// An AssumeRole asks for a session of a role.
-type AssumeRole struct {
-	Role           string
-	Session        string        // name of the session: [\w+=,.@-]{2,64}
-	SourceIdentity string        // likewise, or ""
-	Duration       time.Duration // 0 is DefaultSession, cut to the role's maximum
-	Policies       []string      // session policies: the session may do what these and the role's allow
-	Tags           map[string]string
+const (
+	maxToken    = 16 << 10 // of what is decoded of a stranger's token, in bytes of base64
+	maxInflated = 64 << 10 // of the plain text of a token or message, in bytes
+	maxPacked   = 4 << 10  // of policies and tags in a token, in bytes, compressed
+)
+
+// pack is what of a session is as large as its caller makes it.
+func (c *claims) pack() []byte {
+	text, err := json.Marshal(struct {
+		P []string          `json:"p,omitempty"`
+		M []string          `json:"m,omitempty"`
+		T map[string]string `json:"t,omitempty"`
+		Z []string          `json:"z,omitempty"`
+	}{c.Policies, c.PolicyARNs, c.Tags, c.Transitive})
+	if err != nil {
+		panic(err) // strings always encode
+	}
+	return deflate(text)
 }
 
-var sessionName = regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
-
-func (a *AssumeRole) validate(role *Role) error {
-	if !sessionName.MatchString(a.Session) {
-		return fmt.Errorf("session name %.64q: want 2 to 64 of letters, digits and +=,.@_-", a.Session)
+// packedSize is how much of what there is room for the session takes, in
+// percent. One without policies and tags takes 0.
+func (c *claims) packedSize() int {
+	if len(c.Policies)+len(c.PolicyARNs)+len(c.Tags) == 0 {
+		return 0
 	}
-	if a.SourceIdentity != "" && !sessionName.MatchString(a.SourceIdentity) {
-		return fmt.Errorf("source identity %.64q: want 2 to 64 of letters, digits and +=,.@_-", a.SourceIdentity)
-	}
-	limit := min(role.MaxDuration, MaxSession)
-	if a.Duration == 0 {
-		a.Duration = min(DefaultSession, limit)
-	}
-	if a.Duration < MinSession || a.Duration > limit {
-		return fmt.Errorf("session of %v: want %v to %v", a.Duration, MinSession, limit)
-	}
-	for _, text := range a.Policies {
-		if _, err := policy.Parse(policy.Identity, "session policy", text); err != nil {
-			return err
-		}
-	}
-	return nil
+	return int(math.Ceil(float64(len(c.pack())) * 100 / maxPacked))
 }
 
-// AssumeRoleAsService starts a session on behalf of a service, "mgn.amazonaws.com"
-// for example, which has authenticated the other side in a way of its own: by
-// its client certificate. The role's trust policy must name the service.
-// The error is a [*TrustError] when it does not.
-func (d *Directory) AssumeRoleAsService(_ context.Context, service string, a AssumeRole) (Credentials, error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	role := d.roles[a.Role]
-	if role == nil {
-		return Credentials{}, fmt.Errorf("assume role %s: %w", a.Role, ErrNotFound)
-	}
-	if err := a.validate(&role.Role); err != nil {
-		return Credentials{}, fmt.Errorf("assume role %s: %w", a.Role, err)
-	}
-	if !role.trustsService(service, a) {
-		return Credentials{}, &TrustError{Role: a.Role, Caller: service}
-	}
-	return d.issue(&role.Role, a)
-}
-
-// trustsService is whether the role's trust policy allows the service to assume it.
-func (r *heldRole) trustsService(service string, a AssumeRole) bool {
-	c := policy.Context{}
-	c.Set("sts:RoleSessionName", a.Session)
-	if a.SourceIdentity != "" {
-		c.Set("sts:SourceIdentity", a.SourceIdentity)
-	}
-	return r.trust.Trusts(policy.Principal{Kind: "Service", Value: service}, "sts:AssumeRole", c).Allowed
-}
-
-// issue makes the credentials of a session.
-func (d *Directory) issue(role *Role, a AssumeRole) (Credentials, error) {
+// issue fills in the claims of a new session and makes its credentials. The
+// caller holds the lock.
+func (d *Directory) issue(c claims, life time.Duration) (Credentials, error) {
 	now := d.now()
 	out := Credentials{
 		AccessKeyID:     newID("ASIA"),
 		SecretAccessKey: newSecret(),
-		Expires:         now.Add(a.Duration).Truncate(time.Second),
+		Expires:         now.Add(life).Truncate(time.Second),
 	}
-	text, err := json.Marshal(claims{
-		AccessKeyID: out.AccessKeyID, Secret: []byte(out.SecretAccessKey),
-		Account: d.account.ID, Role: role.Name, RoleID: role.ID,
-		Session: a.Session, SourceIdentity: a.SourceIdentity,
-		Issued: now.UnixMilli(), Expires: out.Expires.UnixMilli(),
-		Policies: a.Policies, Tags: a.Tags,
-	})
+	c.AccessKeyID, c.Secret, c.Account = out.AccessKeyID, []byte(out.SecretAccessKey), d.account.ID
+	c.Issued, c.Expires = now.UnixMilli(), out.Expires.UnixMilli()
+	text, err := json.Marshal(c)
 	if err != nil {
 		return Credentials{}, err
 	}
-	sealed := d.key.seal(d.key.tokens, tokenUse, text)
+	sealed := d.key.seal(useToken, tokenUse, deflate(text))
 	out.SessionToken = Secret(base64.StdEncoding.EncodeToString(sealed))
+	if len(out.SessionToken) > maxToken {
+		return Credentials{}, fmt.Errorf("session token would have %d bytes", len(out.SessionToken))
+	}
 	return out, nil
 }
-
-// maxToken bounds what is decoded of a stranger's token, in bytes of base64.
-const maxToken = 16 << 10
 
 // openToken reads a session token that goes with the access key.
 func (d *Directory) openToken(accessKeyID, token string) (*claims, error) {
@@ -164,80 +117,37 @@ func (d *Directory) openToken(accessKeyID, token string) (*claims, error) {
 	if err != nil {
 		return nil, ErrBadToken
 	}
-	text, err := d.key.open(d.key.tokens, tokenUse, sealed)
+	text, version, err := d.key.open(useToken, tokenUse, sealed)
+	if err == nil && version > 1 {
+		text, err = inflate(text)
+	}
 	if err != nil {
 		return nil, ErrBadToken
 	}
-	c := new(claims)
+	c := &claims{Kind: RolePrincipal}
 	if err := json.Unmarshal(text, c); err != nil || c.AccessKeyID != accessKeyID {
 		return nil, ErrBadToken
 	}
 	return c, nil
 }
 
-// session is the principal of a token. The caller holds the lock.
-func (d *Directory) session(accessKeyID, token string) (*Principal, Secret, error) {
-	c, err := d.openToken(accessKeyID, token)
-	if err != nil {
-		return nil, "", err
+func deflate(text []byte) []byte {
+	var out bytes.Buffer
+	w, _ := flate.NewWriter(&out, flate.BestCompression)
+	_, err := w.Write(text)
+	if err := errors.Join(err, w.Close()); err != nil {
+		panic(err) // a buffer takes everything
 	}
-	issued, expires := time.UnixMilli(c.Issued), time.UnixMilli(c.Expires)
-	role := d.roles[c.Role]
-	switch {
-	case !d.now().Before(expires):
-		return nil, "", ErrExpired
-	case role == nil || role.ID != c.RoleID || c.Account != d.account.ID,
-		d.revoked("key", accessKeyID, issued),
-		d.revoked("role", c.Role, issued),
-		c.SourceIdentity != "" && d.revoked("source", c.SourceIdentity, issued):
-		return nil, "", ErrRevoked
+	return out.Bytes()
+}
+
+// inflate expands what deflate made, up to a limit.
+func inflate(packed []byte) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(packed)), maxInflated+1))
+	if err == nil && len(text) > maxInflated {
+		err = errSealed
 	}
-	return &Principal{
-		Kind:            RolePrincipal,
-		Account:         c.Account,
-		ARN:             "arn:aws:sts::" + c.Account + ":assumed-role/" + c.Role + "/" + c.Session,
-		UserID:          c.RoleID + ":" + c.Session,
-		Name:            c.Role,
-		SourceIdentity:  c.SourceIdentity,
-		AccessKeyID:     accessKeyID,
-		Tags:            c.Tags,
-		Issued:          issued,
-		Expires:         expires,
-		role:            "arn:aws:iam::" + c.Account + ":role" + role.Path + role.Name,
-		sessionPolicies: c.Policies,
-	}, Secret(c.Secret), nil
-}
-
-func (d *Directory) revoked(what, name string, issued time.Time) bool {
-	r, ok := d.revocations[what+"/"+name]
-	return ok && !issued.After(r.NotAfter)
-}
-
-// RevokeSource ends all sessions with the source identity, such as the id of a
-// source server, that began until now.
-func (d *Directory) RevokeSource(ctx context.Context, sourceIdentity string) error {
-	return d.revoke(ctx, "source/"+sourceIdentity)
-}
-
-// RevokeRole ends all sessions of the role that began until now.
-func (d *Directory) RevokeRole(ctx context.Context, role string) error {
-	return d.revoke(ctx, "role/"+role)
-}
-
-// RevokeSession ends the session with the temporary access key.
-func (d *Directory) RevokeSession(ctx context.Context, accessKeyID string) error {
-	return d.revoke(ctx, "key/"+accessKeyID)
-}
-
-func (d *Directory) revoke(ctx context.Context, name string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r := revocation{NotAfter: d.now()}
-	if err := d.put(ctx, KindRevocation, name, r); err != nil {
-		return fmt.Errorf("revoke %s: %w", name, err)
-	}
-	d.revocations[name] = r
-	return nil
+	return text, err
 }
 
 const (

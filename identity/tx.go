@@ -101,8 +101,8 @@ func (t *Table[T]) changes() (out []Change, err error) {
 	return out, nil
 }
 
-// begin makes a transaction. The caller holds the lock until it is done.
-func (d *Directory) begin() *Tx {
+// transaction makes one. The caller holds the lock until it is done.
+func (d *Directory) transaction() *Tx {
 	users, roles := make(map[string]User, len(d.users)), make(map[string]Role, len(d.roles))
 	for name, u := range d.users {
 		users[name] = u.User
@@ -118,7 +118,7 @@ func (d *Directory) begin() *Tx {
 func (d *Directory) Read(do func(*Tx) error) error {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return do(d.begin())
+	return do(d.transaction())
 }
 
 // Write lets do change the directory. All that it changed is durable and in
@@ -127,7 +127,7 @@ func (d *Directory) Read(do func(*Tx) error) error {
 func (d *Directory) Write(ctx context.Context, do func(*Tx) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	tx := d.begin()
+	tx := d.transaction()
 	if err := do(tx); err != nil {
 		return err
 	}
@@ -303,7 +303,7 @@ func (tx *Tx) PoliciesOf(kind, name string) (policy.Policies, bool) {
 func (d *Directory) NewAccessKey(user string) (AccessKey, Secret) {
 	secret := newSecret()
 	k := AccessKey{ID: newID("AKIA"), User: user, Active: true, Created: d.now().UTC()}
-	k.Sealed = d.key.seal(d.key.secrets, k.ID, []byte(secret))
+	k.Sealed = d.key.seal(useSecret, k.ID, []byte(secret))
 	return k, secret
 }
 
