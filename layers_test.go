@@ -27,6 +27,7 @@ var layers = map[string][]string{
 	"identity/policy":     nil,
 	"identity":            {"identity/policy"},
 	"identity/api":        {"identity", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
+	"identity/oidc":       {"identity"},
 	"awsapi":              {"identity", "identity/policy"},
 	"awsapi/mgn":          {"awsapi"},
 	"awsapi/formgn":       {"awsapi"},
