@@ -105,7 +105,8 @@ var operators = map[string]operator{
 	"Null":                      {null: true, compile: boolEquals},
 }
 
-var keyForm = regexp.MustCompile(`^[A-Za-z0-9-]+:[A-Za-z0-9._:/=+@ -]+$`)
+// keyForm also has the keys of identity providers: "idp.example.com:8443/realm:sub".
+var keyForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*:[A-Za-z0-9._:/=+@~ -]+$`)
 
 // multivalued are the keys that can hold several values. Compared with a plain
 // operator they would give an answer that nobody can predict.
