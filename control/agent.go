@@ -49,6 +49,9 @@ func (c *Service) RegisterAgent(ctx context.Context, caller Caller, in *formgn.R
 				return err
 			}
 		}
+		if err := caller.Quota.count(ctx, tx, s.ID); err != nil {
+			return err
+		}
 		s.MachineID, s.AgentVersion, s.BootMode = deref(p.MachineID), deref(in.AgentVersion), p.BootMode
 		s.RegisteredBy, s.RegisteredAt = caller.ARN, stamp(c.now())
 		s.Properties = properties(p, c.now())

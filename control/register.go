@@ -81,7 +81,7 @@ func (c *Service) Register(s *awsapi.Server) {
 
 func callerOf(ctx context.Context) Caller {
 	c := awsapi.CallerOf(ctx)
-	out := Caller{ARN: c.Principal.ARN, SourceIdentity: c.Principal.SourceIdentity}
+	out := Caller{ARN: c.Principal.ARN, SourceIdentity: c.Principal.SourceIdentity, Quota: quotaOf(c.Principal)}
 	if c.Certificate != nil {
 		if name, err := ca.PeerName(c.Certificate); err == nil {
 			out.Peer = Peer{Name: name, Serial: ca.Serial(c.Certificate)}

@@ -58,6 +58,7 @@ type Caller struct {
 	ARN            string
 	SourceIdentity string // of an agent's session: the id of its source server
 	Peer           Peer   // of the connection; zero without a client certificate
+	Quota          Quota  // of source servers to register
 }
 
 // A Peer is who the client certificate of a connection names.

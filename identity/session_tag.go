@@ -66,8 +66,8 @@ func checkTags(tags []Tag) error {
 			return validation("Tag key: want 1 to %d of letters, digits, spaces and _.:/=+-@", maxSessionTagKey)
 		case utf8.RuneCountInString(t.Value) > maxSessionTagText || !tagForm.MatchString(t.Value):
 			return validation("Tag value of %q: want up to %d of letters, digits, spaces and _.:/=+-@", t.Key, maxSessionTagText)
-		case strings.HasPrefix(strings.ToLower(t.Key), "aws:"):
-			return validation("Tag key %q: keys that begin with aws: are not yours to set", t.Key)
+		case strings.HasPrefix(strings.ToLower(t.Key), "aws:"), strings.HasPrefix(strings.ToLower(t.Key), "rehost:"): // the latter limit keys
+			return validation("Tag key %q: keys that begin with aws: or rehost: are not yours to set", t.Key)
 		case seen[strings.ToLower(t.Key)]:
 			return validation("Duplicate tag keys found. Please note that Tag keys are case insensitive.")
 		}
