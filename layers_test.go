@@ -28,6 +28,7 @@ var layers = map[string][]string{
 	"identity":            {"identity/policy"},
 	"identity/api":        {"identity", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
 	"identity/oidc":       {"identity"},
+	"identity/api":        {"identity", "identity/oidc", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
 	"awsapi":              {"identity", "identity/policy"},
 	"awsapi/mgn":          {"awsapi"},
 	"awsapi/formgn":       {"awsapi"},

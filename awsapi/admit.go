@@ -10,6 +10,7 @@ import (
 	"maps"
 	"strings"
 
+	"rehost/identity"
 	"rehost/identity/policy"
 )
 
@@ -23,7 +24,9 @@ func (c *call) admit(in any) error {
 	}
 	if c.route.Unsigned || c.route.OwnPermission {
 		c.decision, c.reason = allowed, "the operation itself decides"
-		return nil
+		var err error
+		c.circumstancesOf, err = c.circumstances(in)
+		return err
 	}
 	if c.caller.Principal == nil {
 		// The certificate is all that such an operation asks for.
@@ -141,9 +144,29 @@ func (c *call) allow(action, arn string, circumstances policy.Context) error {
 	}
 	because := "no policy allows the action"
 	if decision.Explicit {
-		because = "a policy denies it"
+		because = "a policy denies it with an explicit deny"
 	}
-	return Errorf(AccessDenied, "User: %s is not authorized to perform: %s on resource: %s because %s", c.caller.Principal.ARN, action, arn, because)
+	return c.denial(fmt.Sprintf("User: %s is not authorized to perform: %s on resource: %s because %s", c.caller.Principal.ARN, action, arn, because), action, arn, circumstances, decision)
+}
+
+// denial is the answer to what policies do not allow. Why is sealed: whoever
+// may call DecodeAuthorizationMessage can read it, and nobody else.
+func (c *call) denial(text, action, arn string, circumstances policy.Context, decision policy.Decision) error {
+	var who identity.RefusalPrincipal
+	if p := c.caller.Principal; p != nil {
+		who = identity.RefusalPrincipal{ID: p.UserID, ARN: p.ARN}
+	}
+	message := c.server.Identity.EncodeRefusal(who, action, arn, circumstances, decision)
+	return Errorf(AccessDenied, "%s. Encoded authorization failure message: %s", text, message)
+}
+
+// Circumstances is what conditions can ask about the request that ctx belongs
+// to, apart from who makes it. It is the caller's own.
+func Circumstances(ctx context.Context) policy.Context {
+	if caller := CallerOf(ctx); caller != nil && caller.call != nil {
+		return cloneContext(caller.call.circumstancesOf)
+	}
+	return policy.Context{}
 }
 
 // A subject is something that the request is about, with what conditions can

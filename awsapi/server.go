@@ -415,6 +415,10 @@ func (c *call) readBodyUpTo(limit int64) ([]byte, error) {
 // exception is the answer to an error. What nobody meant for the client stays
 // in the log.
 func (c *call) exception(err error) Exception {
+	if e := (*identity.DeniedError)(nil); errors.As(err, &e) {
+		c.decision, c.reason = denied, e.Decision.Reason()
+		err = c.denial(e.Error(), e.Action, e.Resource, e.Context, e.Decision)
+	}
 	if e := Exception(nil); errors.As(err, &e) {
 		if e, ok := err.(*reasonedError); ok {
 			c.reason = e.reason

@@ -215,9 +215,12 @@ func (v *verifier) verify(ctx context.Context, s *signedRequest, readBody func()
 
 // A reasonedError tells the client one thing and the audit log more.
 type reasonedError struct {
-	answer *Error
+	answer error
 	reason string
 }
+
+// WithReason is an answer of which the audit log is told more than the client.
+func WithReason(answer error, reason string) error { return &reasonedError{answer, reason} }
 
 func (e *reasonedError) Error() string { return e.answer.Error() + ": " + e.reason }
 func (e *reasonedError) Unwrap() error { return e.answer }

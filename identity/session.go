@@ -154,3 +154,11 @@ func (p *Principal) barred(service, operation string) string {
 	}
 	return cannot(service == "sts" && (operation == "getsessiontoken" || operation == "getfederationtoken"), "an assumed role")
 }
+
+// HasAccessKey is whether the key is one of a user.
+func (d *Directory) HasAccessKey(id string) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, ok := d.keys[id]
+	return ok
+}

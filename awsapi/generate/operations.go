@@ -62,8 +62,10 @@ var naming = map[string][]struct{ member, kind string }{
 // ownPermission names the operations that no policy is asked about before they
 // are done: whoever can sign may ask who it is.
 var ownPermission = map[string]bool{
-	"sts:GetCallerIdentity": true,
-	"sts:GetSessionToken":   true,
+	"sts:AssumeRole":         true,
+	"sts:GetCallerIdentity":  true,
+	"sts:GetFederationToken": true,
+	"sts:GetSessionToken":    true,
 }
 
 // operations writes the descriptions of the operations and of the service, and

@@ -29,13 +29,14 @@ var Service = &awsapi.Service{
 
 // AssumeRole is the action of that name.
 var AssumeRole = &awsapi.Op[AssumeRoleRequest, AssumeRoleResponse]{Operation: awsapi.Operation{
-	SigningName: "sts",
-	Name:        "AssumeRole",
-	Method:      "POST",
-	URI:         "/",
-	Success:     200,
-	Errors:      []string{"MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException", "ExpiredTokenException"},
-	HasBody:     true,
+	SigningName:   "sts",
+	Name:          "AssumeRole",
+	Method:        "POST",
+	URI:           "/",
+	Success:       200,
+	Errors:        []string{"MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException", "ExpiredTokenException"},
+	OwnPermission: true,
+	HasBody:       true,
 }}
 
 // AssumeRoleWithSAML is the action of that name.
@@ -120,14 +121,15 @@ var GetDelegatedAccessToken = &awsapi.Op[GetDelegatedAccessTokenRequest, GetDele
 
 // GetFederationToken is the action of that name.
 var GetFederationToken = &awsapi.Op[GetFederationTokenRequest, GetFederationTokenResponse]{Operation: awsapi.Operation{
-	SigningName: "sts",
-	Name:        "GetFederationToken",
-	Method:      "POST",
-	URI:         "/",
-	Success:     200,
-	Errors:      []string{"MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException"},
-	ReadOnly:    true,
-	HasBody:     true,
+	SigningName:   "sts",
+	Name:          "GetFederationToken",
+	Method:        "POST",
+	URI:           "/",
+	Success:       200,
+	Errors:        []string{"MalformedPolicyDocument", "PackedPolicyTooLarge", "RegionDisabledException"},
+	ReadOnly:      true,
+	OwnPermission: true,
+	HasBody:       true,
 }}
 
 // GetSessionToken is the action of that name.
