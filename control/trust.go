@@ -205,7 +205,7 @@ func (c *Service) CreateSession(ctx context.Context, peer Peer) (*formgn.CreateS
 func (c *Service) mayHaveSession(ctx context.Context, peer Peer) error {
 	refused := denied("the certificate %s of %s is revoked or not known", peer.Serial, peer.Name)
 	var revoked string
-	err := c.db.reader.QueryRowContext(ctx, `SELECT revoked_at FROM certificates WHERE serial = ? AND server_id = ?`, peer.Serial, peer.Name.ID).Scan(&revoked)
+	err := c.db.reader.QueryRowContext(ctx, `SELECT revoked_at FROM certificates WHERE serial = ? AND server_id = ? AND not_after > ?`, peer.Serial, peer.Name.ID, stamp(c.now())).Scan(&revoked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return refused
 	}

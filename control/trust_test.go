@@ -229,3 +229,27 @@ func TestAdvance_LateWorker(t *testing.T) {
 		t.Fatalf("a late worker left %+v and %d machines", after.ParticipatingServers[0], len(w.target.live))
 	}
 }
+
+// TestLostAgent: what a lost agent has dies by itself. Its certificate is good
+// for a day at most, and cannot be exchanged for a session afterwards, whoever
+// has let the connection in. The session from just before ends an hour later:
+// see TestDirectory_Session of identity.
+func TestLostAgent(t *testing.T) {
+	w := newWorld(t)
+	id := w.register("01")
+	before := time.Now()
+	out, err := w.IssueClientCertificate(t.Context(), Caller{ARN: installer}, &formgn.IssueClientCertificateForMgnRequest{SourceServerID: id, CertificateSigningRequest: csr(t)})
+	w.must(err)
+	cert := parseCert(t, out.Certificate)
+	if life := cert.NotAfter.Sub(before); life > 24*time.Hour+time.Minute {
+		t.Errorf("a certificate lives %v", life)
+	}
+	peer := Peer{Name: ca.Name{Role: ca.SourceServer, ID: id}, Serial: ca.Serial(cert)}
+	w.clock.advance(cert.NotAfter.Add(-time.Second).Sub(w.clock.Now()))
+	_, err = w.CreateSession(t.Context(), peer)
+	w.must(err)
+	w.clock.advance(time.Second)
+	if _, err := w.CreateSession(t.Context(), peer); !is[*mgn.AccessDeniedException](err) {
+		t.Errorf("with a certificate that has ended: %v", err)
+	}
+}
