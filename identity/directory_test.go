@@ -208,6 +208,9 @@ func TestDirectory_Session(t *testing.T) {
 	t.Run("Expired", func(t *testing.T) {
 		begin := w.clock
 		defer func() { w.clock = begin }()
+		if one.Expires != begin.Add(time.Hour) {
+			t.Errorf("an agent's session ends at %v, begun at %v: want an hour", one.Expires, begin)
+		}
 		w.clock = one.Expires.Add(-time.Second)
 		if _, err := w.authenticate(one); err != nil {
 			t.Errorf("just before its end: %v", err)

@@ -126,11 +126,56 @@ func LoadSealingKey(path string) (*SealingKey, error) {
 	return k, nil
 }
 
-// createSealingKey writes a new key such that a crash leaves the whole file or
-// none, because half a key would lock everyone out.
-func createSealingKey(path string) (err error) {
+// RotateSealingKey puts a new key in front of those of the file. It is for a
+// service that is stopped.
+func RotateSealingKey(path string) error {
+	return changeSealingKey(path, func(raw []byte) []byte {
+		fresh := make([]byte, sealingKeySize, sealingKeySize+len(raw))
+		rand.Read(fresh)
+		return append(fresh, raw...)
+	})
+}
+
+// ForgetOlderSealingKeys leaves only the newest key in the file. What another
+// has sealed is not to be opened any more: call it after [Open], which seals
+// what is stored with the newest.
+func ForgetOlderSealingKeys(path string) error {
+	return changeSealingKey(path, func(raw []byte) []byte { return raw[:sealingKeySize] })
+}
+
+func changeSealingKey(path string, change func([]byte) []byte) error {
+	if _, err := LoadSealingKey(path); err != nil {
+		return err
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("sealing key: %w", err)
+	}
+	raw = change(raw)
+	if _, err := NewSealingKey(raw); err != nil {
+		return fmt.Errorf("%w: forget the older ones first", err)
+	}
+	if err := writeSealingKey(path, raw, os.Rename); err != nil {
+		return fmt.Errorf("write sealing key: %w", err)
+	}
+	return nil
+}
+
+// createSealingKey writes a new key, unless somebody else has just done it.
+func createSealingKey(path string) error {
 	raw := make([]byte, sealingKeySize)
 	rand.Read(raw)
+	return writeSealingKey(path, raw, func(from, to string) error {
+		if err := os.Link(from, to); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// writeSealingKey writes a file such that a crash leaves it whole or as it was,
+// because half a key would lock everyone out. Place puts it where it belongs.
+func writeSealingKey(path string, raw []byte, place func(from, to string) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".sealing-key-*") // mode 0600
 	if err != nil {
 		return err
@@ -140,7 +185,7 @@ func createSealingKey(path string) (err error) {
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := place(f.Name(), path); err != nil {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))
