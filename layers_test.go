@@ -26,7 +26,6 @@ var layers = map[string][]string{
 	"launch/launchtest":   {"export", "launch"},
 	"identity/policy":     nil,
 	"identity":            {"identity/policy"},
-	"identity/api":        {"identity", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
 	"identity/oidc":       {"identity"},
 	"identity/api":        {"identity", "identity/oidc", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
 	"awsapi":              {"identity", "identity/policy"},

@@ -14,6 +14,7 @@ import (
 	"rehost/awsapi/sts"
 	"rehost/identity"
 	"rehost/identity/api"
+	"rehost/identity/oidc"
 )
 
 var update = flag.Bool("update", false, "write docs/api-coverage.md anew")
@@ -24,7 +25,7 @@ const coverage = "../docs/api-coverage.md"
 func TestCoverage(t *testing.T) {
 	s := awsapi.New(awsapi.Options{Region: "us-east-1"}, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	(&Service{}).Register(s)
-	api.Register(s, new(identity.Directory))
+	api.Register(s, new(identity.Directory), oidc.New(nil))
 	want := coverageText(s)
 	if *update {
 		if err := os.WriteFile(coverage, []byte(want), 0o644); err != nil {

@@ -165,7 +165,9 @@ func TestServe_CA(t *testing.T) {
 	}
 	r.must(describe())
 	r.ca("revoke", ca.Serial(lost.Leaf))
-	r.until("refusal of its session", func() bool { return awsapi.IsStale(describe(), formgn.DescribeReplicationServerAssociationsForMgn.Name) })
+	r.until("refusal of its session", func() bool {
+		return awsapi.IsStale(describe(), formgn.DescribeReplicationServerAssociationsForMgn.Name)
+	})
 	if _, err := awsapi.Call(t.Context(), r.unsigned(lost), formgn.CreateSessionForMgn, &formgn.CreateSessionForMgnRequest{}); err == nil {
 		t.Error("a revoked certificate is exchanged for a session")
 	}

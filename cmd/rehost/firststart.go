@@ -72,7 +72,7 @@ func (c *ServeCmd) firstKeys(ctx context.Context, directory *identity.Directory)
 			}
 		}
 	}
-	installer, err := createInstaller(ctx, directory, installerLife)
+	installer, err := createInstaller(ctx, directory, installerLife, 0)
 	if err != nil {
 		return false, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"rehost/control"
@@ -28,13 +29,14 @@ type KeysCmd struct {
 
 // KeysCreateInstallerCmd is `rehost keys create-installer`.
 type KeysCreateInstallerCmd struct {
-	Expires time.Duration `help:"How long the key works." default:"24h"`
+	Expires     time.Duration `help:"How long the key works." default:"24h"`
+	ServerLimit int           `help:"How many source servers the key can install agents of; 0 is any number." placeholder:"N"`
 }
 
 // Run makes the key and prints it as the two variables that the installer reads.
 func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CLI) (err error) {
-	if c.Expires <= 0 {
-		return fmt.Errorf("%w: --expires must be in the future", errUsage)
+	if c.Expires <= 0 || c.ServerLimit < 0 {
+		return fmt.Errorf("%w: --expires must be in the future, and --server-limit a number of source servers", errUsage)
 	}
 	unlock, err := lockDir(cli.Keys.Data)
 	if err != nil {
@@ -53,7 +55,7 @@ func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CL
 	if directory.Account().ID == "" {
 		return errors.New("the service has not been started in this directory yet: its first start makes an installation key itself")
 	}
-	key, err := createInstaller(ctx, directory, c.Expires)
+	key, err := createInstaller(ctx, directory, c.Expires, c.ServerLimit)
 	if err != nil {
 		return err
 	}
@@ -62,8 +64,9 @@ func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CL
 }
 
 // createInstaller makes a user of its own for the key, who may install agents
-// under a boundary that ends with the key's life.
-func createInstaller(ctx context.Context, directory *identity.Directory, life time.Duration) (identity.Credentials, error) {
+// under a boundary that ends with the key's life, of so many source servers if
+// that is not 0.
+func createInstaller(ctx context.Context, directory *identity.Directory, life time.Duration, servers int) (identity.Credentials, error) {
 	now := time.Now().UTC()
 	name := installerPrefix + now.Format("20060102T150405.000")
 	boundary, err := directory.CreatePolicy(ctx, identity.Policy{Name: name, Document: fmt.Sprintf(
@@ -73,7 +76,11 @@ func createInstaller(ctx context.Context, directory *identity.Directory, life ti
 		return identity.Credentials{}, fmt.Errorf("make the boundary of %s: %w", name, err)
 	}
 	policy := identity.ManagedPolicy("AWSApplicationMigrationAgentInstallationPolicy")
-	if err := directory.CreateUser(ctx, identity.User{Name: name, Attached: []string{policy}, Boundary: boundary}); err != nil {
+	var tags map[string]string
+	if servers > 0 {
+		tags = map[string]string{control.ServerLimitTag: strconv.Itoa(servers)}
+	}
+	if err := directory.CreateUser(ctx, identity.User{Name: name, Attached: []string{policy}, Boundary: boundary, Tags: tags}); err != nil {
 		return identity.Credentials{}, fmt.Errorf("make user %s: %w", name, err)
 	}
 	return directory.CreateAccessKey(ctx, name)

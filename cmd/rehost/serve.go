@@ -25,6 +25,7 @@ import (
 	"rehost/export"
 	"rehost/identity"
 	"rehost/identity/api"
+	"rehost/identity/oidc"
 	"rehost/launch"
 	"rehost/replicator"
 	"rehost/store"
@@ -171,7 +172,7 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, VerifyPeer: control.VerifyPeer,
 		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	s.service.Register(s.api)
-	api.Register(s.api, directory)
+	api.Register(s.api, directory, oidc.New(nil))
 	return nil
 }
 

@@ -14,14 +14,18 @@ import (
 	"rehost/awsapi"
 	"rehost/awsapi/iam"
 	"rehost/identity"
+	"rehost/identity/oidc"
 	"rehost/identity/policy"
 )
 
 // An api is the directory and the functions that answer from it.
 type api struct{ d *identity.Directory }
 
-// Register registers the handlers. The server must serve iam.
-func Register(s *awsapi.Server, d *identity.Directory) {
+// Register registers the handlers. The server must serve iam and sts. The
+// verifier is of web identities.
+func Register(s *awsapi.Server, d *identity.Directory, v *oidc.Verifier) {
+	(&tokens{d, v}).register(s)
+	(&providers{d}).register(s)
 	a := &api{d}
 	s.Describe(iam.Service, a.describe)
 	a.registerUsers(s)

@@ -34,6 +34,7 @@ import (
 	"rehost/control"
 	"rehost/identity"
 	"rehost/identity/api"
+	"rehost/identity/oidc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -79,7 +80,7 @@ func (s *site) open() {
 		s.t.Fatal(err)
 	}
 	s.api = awsapi.New(awsapi.Options{Identity: s.directory, Region: region, Now: clock, Log: slog.New(slog.DiscardHandler)}, mgn.Service, formgn.Service, iam.Service, sts.Service)
-	api.Register(s.api, s.directory)
+	api.Register(s.api, s.directory, oidc.New(nil))
 	s.Server = httptest.NewTLSServer(s.api)
 }
 

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 
@@ -12,11 +11,10 @@ import (
 	"rehost/identity"
 )
 
-// Providers answers the calls of IAM about providers of OpenID Connect.
-type Providers struct{ Directory *identity.Directory }
+// providers answers the calls of IAM about providers of OpenID Connect.
+type providers struct{ directory *identity.Directory }
 
-// Register makes the server answer them; it must serve [iam.Service].
-func (p *Providers) Register(server *awsapi.Server) {
+func (p *providers) register(server *awsapi.Server) {
 	awsapi.Handle(server, iam.CreateOpenIDConnectProvider, p.create)
 	awsapi.Handle(server, iam.GetOpenIDConnectProvider, p.get)
 	awsapi.Handle(server, iam.ListOpenIDConnectProviders, p.list)
@@ -43,20 +41,20 @@ func providerError(err error) error {
 	return err
 }
 
-func (p *Providers) create(ctx context.Context, in *iam.CreateOpenIDConnectProviderRequest) (*iam.CreateOpenIDConnectProviderResponse, error) {
-	tags, err := withTags(nil, in.Tags)
+func (p *providers) create(ctx context.Context, in *iam.CreateOpenIDConnectProviderRequest) (*iam.CreateOpenIDConnectProviderResponse, error) {
+	tags, err := tagged(nil, in.Tags)
 	if err != nil {
 		return nil, err
 	}
-	arn, err := p.Directory.CreateProvider(ctx, identity.Provider{URL: in.Url, Clients: in.ClientIDList, Thumbprints: in.ThumbprintList, Tags: tags})
+	arn, err := p.directory.CreateProvider(ctx, identity.Provider{URL: in.Url, Clients: in.ClientIDList, Thumbprints: in.ThumbprintList, Tags: tags})
 	if err != nil {
 		return nil, providerError(err)
 	}
 	return &iam.CreateOpenIDConnectProviderResponse{OpenIDConnectProviderArn: arn, Tags: in.Tags}, nil
 }
 
-func (p *Providers) get(_ context.Context, in *iam.GetOpenIDConnectProviderRequest) (*iam.GetOpenIDConnectProviderResponse, error) {
-	provider, err := p.Directory.Provider(in.OpenIDConnectProviderArn)
+func (p *providers) get(_ context.Context, in *iam.GetOpenIDConnectProviderRequest) (*iam.GetOpenIDConnectProviderResponse, error) {
+	provider, err := p.directory.Provider(in.OpenIDConnectProviderArn)
 	if err != nil {
 		return nil, providerError(err)
 	}
@@ -64,30 +62,30 @@ func (p *Providers) get(_ context.Context, in *iam.GetOpenIDConnectProviderReque
 		CreateDate: &awsapi.Timestamp{Time: provider.Created}, Tags: tagList(provider.Tags)}, nil
 }
 
-func (p *Providers) list(context.Context, *iam.ListOpenIDConnectProvidersRequest) (*iam.ListOpenIDConnectProvidersResponse, error) {
+func (p *providers) list(context.Context, *iam.ListOpenIDConnectProvidersRequest) (*iam.ListOpenIDConnectProvidersResponse, error) {
 	out := &iam.ListOpenIDConnectProvidersResponse{OpenIDConnectProviderList: []iam.OpenIDConnectProviderListEntry{}}
-	for _, arn := range p.Directory.Providers() {
+	for _, arn := range p.directory.Providers() {
 		out.OpenIDConnectProviderList = append(out.OpenIDConnectProviderList, iam.OpenIDConnectProviderListEntry{Arn: arn})
 	}
 	return out, nil
 }
 
 // delete answers yes to one that is not there, as IAM does.
-func (p *Providers) delete(ctx context.Context, in *iam.DeleteOpenIDConnectProviderRequest) (*iam.DeleteOpenIDConnectProviderResponse, error) {
-	if err := p.Directory.DeleteProvider(ctx, in.OpenIDConnectProviderArn); err != nil && !errors.Is(err, identity.ErrNotFound) {
+func (p *providers) delete(ctx context.Context, in *iam.DeleteOpenIDConnectProviderRequest) (*iam.DeleteOpenIDConnectProviderResponse, error) {
+	if err := p.directory.DeleteProvider(ctx, in.OpenIDConnectProviderArn); err != nil && !errors.Is(err, identity.ErrNotFound) {
 		return nil, providerError(err)
 	}
 	return nil, nil
 }
 
-func (p *Providers) change(ctx context.Context, arn string, change func(*identity.Provider) error) error {
-	if err := p.Directory.UpdateProvider(ctx, arn, change); err != nil {
+func (p *providers) change(ctx context.Context, arn string, change func(*identity.Provider) error) error {
+	if err := p.directory.UpdateProvider(ctx, arn, change); err != nil {
 		return providerError(err)
 	}
 	return nil
 }
 
-func (p *Providers) addClient(ctx context.Context, in *iam.AddClientIDToOpenIDConnectProviderRequest) (*iam.AddClientIDToOpenIDConnectProviderResponse, error) {
+func (p *providers) addClient(ctx context.Context, in *iam.AddClientIDToOpenIDConnectProviderRequest) (*iam.AddClientIDToOpenIDConnectProviderResponse, error) {
 	return nil, p.change(ctx, in.OpenIDConnectProviderArn, func(held *identity.Provider) error {
 		if !slices.Contains(held.Clients, in.ClientID) {
 			held.Clients = append(slices.Clone(held.Clients), in.ClientID)
@@ -96,67 +94,38 @@ func (p *Providers) addClient(ctx context.Context, in *iam.AddClientIDToOpenIDCo
 	})
 }
 
-func (p *Providers) removeClient(ctx context.Context, in *iam.RemoveClientIDFromOpenIDConnectProviderRequest) (*iam.RemoveClientIDFromOpenIDConnectProviderResponse, error) {
+func (p *providers) removeClient(ctx context.Context, in *iam.RemoveClientIDFromOpenIDConnectProviderRequest) (*iam.RemoveClientIDFromOpenIDConnectProviderResponse, error) {
 	return nil, p.change(ctx, in.OpenIDConnectProviderArn, func(held *identity.Provider) error {
 		held.Clients = slices.DeleteFunc(slices.Clone(held.Clients), func(c string) bool { return c == in.ClientID })
 		return nil
 	})
 }
 
-func (p *Providers) updateThumbprint(ctx context.Context, in *iam.UpdateOpenIDConnectProviderThumbprintRequest) (*iam.UpdateOpenIDConnectProviderThumbprintResponse, error) {
+func (p *providers) updateThumbprint(ctx context.Context, in *iam.UpdateOpenIDConnectProviderThumbprintRequest) (*iam.UpdateOpenIDConnectProviderThumbprintResponse, error) {
 	return nil, p.change(ctx, in.OpenIDConnectProviderArn, func(held *identity.Provider) error {
 		held.Thumbprints = in.ThumbprintList
 		return nil
 	})
 }
 
-func (p *Providers) tag(ctx context.Context, in *iam.TagOpenIDConnectProviderRequest) (*iam.TagOpenIDConnectProviderResponse, error) {
+func (p *providers) tag(ctx context.Context, in *iam.TagOpenIDConnectProviderRequest) (*iam.TagOpenIDConnectProviderResponse, error) {
 	return nil, p.change(ctx, in.OpenIDConnectProviderArn, func(held *identity.Provider) (err error) {
-		held.Tags, err = withTags(held.Tags, in.Tags)
+		held.Tags, err = tagged(held.Tags, in.Tags)
 		return err
 	})
 }
 
-func (p *Providers) untag(ctx context.Context, in *iam.UntagOpenIDConnectProviderRequest) (*iam.UntagOpenIDConnectProviderResponse, error) {
+func (p *providers) untag(ctx context.Context, in *iam.UntagOpenIDConnectProviderRequest) (*iam.UntagOpenIDConnectProviderResponse, error) {
 	return nil, p.change(ctx, in.OpenIDConnectProviderArn, func(held *identity.Provider) error {
-		held.Tags = maps.Clone(held.Tags)
-		for _, key := range in.TagKeys {
-			delete(held.Tags, key)
-		}
+		held.Tags = untagged(held.Tags, in.TagKeys)
 		return nil
 	})
 }
 
-func (p *Providers) listTags(_ context.Context, in *iam.ListOpenIDConnectProviderTagsRequest) (*iam.ListOpenIDConnectProviderTagsResponse, error) {
-	provider, err := p.Directory.Provider(in.OpenIDConnectProviderArn)
+func (p *providers) listTags(_ context.Context, in *iam.ListOpenIDConnectProviderTagsRequest) (*iam.ListOpenIDConnectProviderTagsResponse, error) {
+	provider, err := p.directory.Provider(in.OpenIDConnectProviderArn)
 	if err != nil {
 		return nil, providerError(err)
 	}
 	return &iam.ListOpenIDConnectProviderTagsResponse{Tags: tagList(provider.Tags)}, nil
-}
-
-// maxTags is how many tags one thing may have.
-const maxTags = 50
-
-// withTags lays tags over those that there are.
-func withTags(held map[string]string, more []iam.Tag) (map[string]string, error) {
-	out := maps.Clone(held)
-	if out == nil {
-		out = map[string]string{}
-	}
-	for _, t := range more {
-		out[t.Key] = t.Value
-	}
-	if len(out) > maxTags {
-		return nil, iam.LimitExceededException.Errorf("Cannot exceed quota for TagsPerResource: %d", maxTags)
-	}
-	return out, nil
-}
-
-func tagList(tags map[string]string) []iam.Tag {
-	out := []iam.Tag{}
-	for _, key := range slices.Sorted(maps.Keys(tags)) {
-		out = append(out, iam.Tag{Key: key, Value: tags[key]})
-	}
-	return out
 }

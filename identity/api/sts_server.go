@@ -11,16 +11,14 @@ import (
 	"rehost/identity/oidc"
 )
 
-// STS answers the calls of AWS Security Token Service out of a directory.
-// AssumeRoleWithSAML and what was added for accounts of an organization are not
-// built.
-type STS struct {
-	Directory *identity.Directory
-	Verifier  *oidc.Verifier // of web identities
+// tokens answers the calls of AWS Security Token Service. AssumeRoleWithSAML and
+// what was added for accounts of an organization are not built.
+type tokens struct {
+	directory *identity.Directory
+	verifier  *oidc.Verifier // of web identities
 }
 
-// Register makes the server answer them; it must serve [sts.Service].
-func (s *STS) Register(server *awsapi.Server) {
+func (s *tokens) register(server *awsapi.Server) {
 	awsapi.Handle(server, sts.AssumeRole, s.assumeRole)
 	awsapi.Handle(server, sts.AssumeRoleWithWebIdentity, s.assumeRoleWithWebIdentity)
 	awsapi.Handle(server, sts.GetSessionToken, s.getSessionToken)
@@ -59,7 +57,7 @@ func withoutMFA(serial, code *string) error {
 	return nil
 }
 
-func (s *STS) assumeRole(ctx context.Context, in *sts.AssumeRoleRequest) (*sts.AssumeRoleResponse, error) {
+func (s *tokens) assumeRole(ctx context.Context, in *sts.AssumeRoleRequest) (*sts.AssumeRoleResponse, error) {
 	if err := withoutMFA(in.SerialNumber, in.TokenCode); err != nil {
 		return nil, err
 	}
@@ -68,7 +66,7 @@ func (s *STS) assumeRole(ctx context.Context, in *sts.AssumeRoleRequest) (*sts.A
 	}
 	a := identity.AssumeRole{Role: in.RoleArn, Session: in.RoleSessionName, SourceIdentity: awsapi.Value(in.SourceIdentity), ExternalID: awsapi.Value(in.ExternalId),
 		Duration: seconds(in.DurationSeconds), Policies: one(in.Policy), PolicyARNs: arns(in.PolicyArns), Tags: tags(in.Tags), Transitive: in.TransitiveTagKeys}
-	session, err := s.Directory.AssumeRole(ctx, awsapi.CallerOf(ctx).Principal, a, awsapi.Circumstances(ctx))
+	session, err := s.directory.AssumeRole(ctx, awsapi.CallerOf(ctx).Principal, a, awsapi.Circumstances(ctx))
 	if err != nil {
 		return nil, sessionError(err)
 	}
@@ -76,40 +74,40 @@ func (s *STS) assumeRole(ctx context.Context, in *sts.AssumeRoleRequest) (*sts.A
 		PackedPolicySize: packed(session), SourceIdentity: session.SourceIdentity}, nil
 }
 
-func (s *STS) getSessionToken(ctx context.Context, in *sts.GetSessionTokenRequest) (*sts.GetSessionTokenResponse, error) {
+func (s *tokens) getSessionToken(ctx context.Context, in *sts.GetSessionTokenRequest) (*sts.GetSessionTokenResponse, error) {
 	if err := withoutMFA(in.SerialNumber, in.TokenCode); err != nil {
 		return nil, err
 	}
-	session, err := s.Directory.GetSessionToken(ctx, awsapi.CallerOf(ctx).Principal, seconds(in.DurationSeconds), awsapi.Circumstances(ctx))
+	session, err := s.directory.GetSessionToken(ctx, awsapi.CallerOf(ctx).Principal, seconds(in.DurationSeconds), awsapi.Circumstances(ctx))
 	if err != nil {
 		return nil, sessionError(err)
 	}
 	return &sts.GetSessionTokenResponse{Credentials: credentials(session)}, nil
 }
 
-func (s *STS) getFederationToken(ctx context.Context, in *sts.GetFederationTokenRequest) (*sts.GetFederationTokenResponse, error) {
+func (s *tokens) getFederationToken(ctx context.Context, in *sts.GetFederationTokenRequest) (*sts.GetFederationTokenResponse, error) {
 	f := identity.Federation{Name: in.Name, Duration: seconds(in.DurationSeconds), Policies: one(in.Policy), PolicyARNs: arns(in.PolicyArns), Tags: tags(in.Tags)}
-	session, err := s.Directory.GetFederationToken(ctx, awsapi.CallerOf(ctx).Principal, f, awsapi.Circumstances(ctx))
+	session, err := s.directory.GetFederationToken(ctx, awsapi.CallerOf(ctx).Principal, f, awsapi.Circumstances(ctx))
 	if err != nil {
 		return nil, sessionError(err)
 	}
 	return &sts.GetFederationTokenResponse{FederatedUser: &sts.FederatedUser{Arn: session.ARN, FederatedUserId: session.UserID}, Credentials: credentials(session), PackedPolicySize: packed(session)}, nil
 }
 
-func (s *STS) getCallerIdentity(ctx context.Context, _ *sts.GetCallerIdentityRequest) (*sts.GetCallerIdentityResponse, error) {
+func (s *tokens) getCallerIdentity(ctx context.Context, _ *sts.GetCallerIdentityRequest) (*sts.GetCallerIdentityResponse, error) {
 	p := awsapi.CallerOf(ctx).Principal
 	return &sts.GetCallerIdentityResponse{Account: p.Account, Arn: p.ARN, UserId: p.UserID}, nil
 }
 
-func (s *STS) getAccessKeyInfo(_ context.Context, in *sts.GetAccessKeyInfoRequest) (*sts.GetAccessKeyInfoResponse, error) {
-	if !s.Directory.HasAccessKey(in.AccessKeyId) {
+func (s *tokens) getAccessKeyInfo(_ context.Context, in *sts.GetAccessKeyInfoRequest) (*sts.GetAccessKeyInfoResponse, error) {
+	if !s.directory.HasAccessKey(in.AccessKeyId) {
 		return nil, awsapi.Errorf(awsapi.Validation, "Access key %s is not one of this account's users", in.AccessKeyId)
 	}
-	return &sts.GetAccessKeyInfoResponse{Account: s.Directory.Account().ID}, nil
+	return &sts.GetAccessKeyInfoResponse{Account: s.directory.Account().ID}, nil
 }
 
-func (s *STS) decodeAuthorizationMessage(_ context.Context, in *sts.DecodeAuthorizationMessageRequest) (*sts.DecodeAuthorizationMessageResponse, error) {
-	text, err := s.Directory.DecodeRefusal(in.EncodedMessage)
+func (s *tokens) decodeAuthorizationMessage(_ context.Context, in *sts.DecodeAuthorizationMessageRequest) (*sts.DecodeAuthorizationMessageResponse, error) {
+	text, err := s.directory.DecodeRefusal(in.EncodedMessage)
 	if err != nil {
 		return nil, sts.InvalidAuthorizationMessageException.Errorf("Message is not valid")
 	}

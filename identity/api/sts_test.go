@@ -23,7 +23,6 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	"github.com/aws/smithy-go"
-	"go.uber.org/goleak"
 
 	"rehost/awsapi"
 	"rehost/awsapi/iam"
@@ -31,8 +30,6 @@ import (
 	"rehost/identity"
 	"rehost/identity/oidc"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const region = "eu-central-1"
 
@@ -81,8 +78,7 @@ func newStage(t *testing.T) *stage {
 	}
 	server := awsapi.New(awsapi.Options{Identity: s.dir, Region: region, Log: slog.New(slog.DiscardHandler),
 		Audit: slog.New(slog.NewJSONHandler(lockedWriter{s.audit, s.lock}, nil))}, sts.Service, iam.Service)
-	(&STS{Directory: s.dir, Verifier: oidc.New(now)}).Register(server)
-	(&Providers{Directory: s.dir}).Register(server)
+	Register(server, s.dir, oidc.New(now))
 	s.Server = httptest.NewTLSServer(server)
 	t.Cleanup(s.Close)
 	return s

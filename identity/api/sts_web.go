@@ -14,7 +14,7 @@ import (
 // assumeRoleWithWebIdentity is a call that nobody has signed. Whoever makes it
 // learns which of its token's parts is wrong, and of the role only whether it
 // is for the token.
-func (s *STS) assumeRoleWithWebIdentity(ctx context.Context, in *sts.AssumeRoleWithWebIdentityRequest) (*sts.AssumeRoleWithWebIdentityResponse, error) {
+func (s *tokens) assumeRoleWithWebIdentity(ctx context.Context, in *sts.AssumeRoleWithWebIdentityRequest) (*sts.AssumeRoleWithWebIdentityResponse, error) {
 	if in.ProviderId != nil {
 		return nil, awsapi.Errorf(awsapi.Validation, "ProviderId is for OAuth 2.0 access tokens, which are not taken: bring an OpenID Connect ID token without it")
 	}
@@ -23,16 +23,16 @@ func (s *STS) assumeRoleWithWebIdentity(ctx context.Context, in *sts.AssumeRoleW
 	if err != nil {
 		return nil, webError(err)
 	}
-	provider, err := s.Directory.ProviderOf(issuer)
+	provider, err := s.directory.ProviderOf(issuer)
 	if err != nil {
 		return nil, sts.InvalidIdentityTokenException.Errorf("No OpenIDConnect provider found in your account for %.255s", issuer)
 	}
-	web, err := s.Verifier.Verify(ctx, provider, token)
+	web, err := s.verifier.Verify(ctx, provider, token)
 	if err != nil {
 		return nil, webError(err)
 	}
 	a := identity.AssumeRole{Role: in.RoleArn, Session: in.RoleSessionName, Duration: seconds(in.DurationSeconds), Policies: one(in.Policy), PolicyARNs: arns(in.PolicyArns)}
-	session, err := s.Directory.AssumeRoleWithWebIdentity(ctx, web, a, awsapi.Circumstances(ctx))
+	session, err := s.directory.AssumeRoleWithWebIdentity(ctx, web, a, awsapi.Circumstances(ctx))
 	if err != nil {
 		return nil, sessionError(err)
 	}
