@@ -184,16 +184,19 @@ func (c *call) chargeSource(err error) {
 	c.server.sources.charge(sourceOf(c.request, c.caller.SourceIP), price, c.server.Now())
 }
 
-// admitCaller counts a call of somebody who has proven who it is.
+// admitCaller counts a call of somebody who has proven who it is, or who need not.
 func (c *call) admitCaller() error {
 	if c.server.Limits.Unlimited != nil && c.server.Limits.Unlimited(&c.caller) {
 		return nil
 	}
-	name := c.caller.Peer
+	meter, name := c.server.principals, c.caller.Peer
 	if c.caller.Principal != nil {
 		name = c.caller.Principal.ARN
 	}
-	if wait := c.server.principals.take(name, c.server.Now()); wait > 0 {
+	if name == "" { // an operation that nobody signs: whoever calls it is a stranger
+		meter, name = c.server.sources, sourceOf(c.request, c.caller.SourceIP)
+	}
+	if wait := meter.take(name, c.server.Now()); wait > 0 {
 		return &reasonedError{throttled(wait), "too many calls of this principal"}
 	}
 	return nil

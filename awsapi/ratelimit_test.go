@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
+	"rehost/awsapi/sts"
 	"rehost/identity"
 )
 
@@ -201,5 +203,20 @@ func TestLimits_Default(t *testing.T) {
 	const agentCalls = 1.0/3 + 1.0/2 + 1.0/5 // commands, reports and log lines a second
 	if l.PrincipalRate < 20*agentCalls || l.PrincipalBurst < 10*l.PrincipalRate {
 		t.Errorf("an agent makes %.2f calls a second; allowed are %v", agentCalls, l.PrincipalRate)
+	}
+}
+
+// TestLimits_Unsigned: who calls what nobody signs is a stranger, and uses up
+// what strangers of its address have, not what everyone has.
+func TestLimits_Unsigned(t *testing.T) {
+	e, _ := limited(t, awsapi.Limits{PrincipalRate: 0.001, PrincipalBurst: 1, SourceRate: 0.001, SourceBurst: 3})
+	serveQuery(e)
+	form := url.Values{"Action": {"AssumeRoleWithWebIdentity"}, "Version": {sts.Service.Version},
+		"RoleArn": {"arn:aws:iam::123456789012:role/x"}, "RoleSessionName": {"me"}, "WebIdentityToken": {"token"}}
+	for i := range 5 {
+		answer := e.post(t, form)
+		if got, want := strings.Contains(answer, "<Code>Throttling</Code>"), i >= 3; got != want {
+			t.Errorf("call %d: throttled %v, want %v: %s", i+1, got, want, answer)
+		}
 	}
 }

@@ -126,41 +126,6 @@ func LoadSealingKey(path string) (*SealingKey, error) {
 	return k, nil
 }
 
-// RotateSealingKey puts a new key in front of those of the file. It is for a
-// service that is stopped.
-func RotateSealingKey(path string) error {
-	return changeSealingKey(path, func(raw []byte) []byte {
-		fresh := make([]byte, sealingKeySize, sealingKeySize+len(raw))
-		rand.Read(fresh)
-		return append(fresh, raw...)
-	})
-}
-
-// ForgetOlderSealingKeys leaves only the newest key in the file. What another
-// has sealed is not to be opened any more: call it after [Open], which seals
-// what is stored with the newest.
-func ForgetOlderSealingKeys(path string) error {
-	return changeSealingKey(path, func(raw []byte) []byte { return raw[:sealingKeySize] })
-}
-
-func changeSealingKey(path string, change func([]byte) []byte) error {
-	if _, err := LoadSealingKey(path); err != nil {
-		return err
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("sealing key: %w", err)
-	}
-	raw = change(raw)
-	if _, err := NewSealingKey(raw); err != nil {
-		return fmt.Errorf("%w: forget the older ones first", err)
-	}
-	if err := writeSealingKey(path, raw, os.Rename); err != nil {
-		return fmt.Errorf("write sealing key: %w", err)
-	}
-	return nil
-}
-
 // createSealingKey writes a new key, unless somebody else has just done it.
 func createSealingKey(path string) error {
 	raw := make([]byte, sealingKeySize)
