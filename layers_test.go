@@ -12,6 +12,7 @@ import (
 // and says in its doc comment what goes in and what comes out.
 var layers = map[string][]string{
 	"":                    nil,
+	"audit":               nil,
 	"block":               nil,
 	"ca":                  nil,
 	"capture":             {"block", "capture/bpf", "internal/loop"},
@@ -28,7 +29,7 @@ var layers = map[string][]string{
 	"identity":            {"identity/policy"},
 	"identity/oidc":       {"identity"},
 	"identity/api":        {"identity", "identity/oidc", "identity/policy", "awsapi", "awsapi/iam", "awsapi/sts"},
-	"awsapi":              {"identity", "identity/policy"},
+	"awsapi":              {"audit", "identity", "identity/policy"},
 	"awsapi/mgn":          {"awsapi"},
 	"awsapi/formgn":       {"awsapi"},
 	"awsapi/iam":          {"awsapi"},
@@ -54,7 +55,7 @@ var layers = map[string][]string{
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "cmd/rehost-agent"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()
