@@ -70,6 +70,7 @@ func (c *Service) RegisterAgent(ctx context.Context, caller Caller, in *formgn.R
 		return nil, err
 	}
 	c.log.Info("agent registered", "server", s.ID, "new", isNew, "hostname", s.name(), "caller", caller.ARN)
+	c.happened(ctx, agentRegistered, s.ID, "new", isNew, "hostname", s.name(), "caller", caller.ARN)
 	return &formgn.RegisterAgentForMgnResponse{SourceServerID: s.ID, Arn: c.arn("source-server", s.ID), IsNew: &isNew, Disks: s.replicationDisks()}, nil
 }
 
@@ -419,6 +420,7 @@ func (c *Service) confirmUninstall(ctx context.Context, id string) error {
 	if err != nil {
 		return orNotFound(err, id)
 	}
+	c.happened(ctx, agentUninstalled, id)
 	return c.opts.Sessions.Revoke(ctx, id)
 }
 

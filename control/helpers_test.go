@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,31 @@ type world struct {
 	target   *target
 	exports  *exporter
 	ca       *ca.Authority
+	happened *happenings
+}
+
+// happenings are the events that were recorded.
+type happenings struct {
+	mu  sync.Mutex
+	all []Event // guarded by mu
+}
+
+func (h *happenings) Record(_ context.Context, e Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, e)
+}
+
+// of lists the events of a source server by name.
+func (h *happenings) of(id string) (names []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.all {
+		if e.Account == "123456789012" && len(e.Resources) == 1 && strings.HasSuffix(e.Resources[0], ":source-server/"+id) {
+			names = append(names, e.Name)
+		}
+	}
+	return names
 }
 
 type clock struct {
@@ -56,7 +82,7 @@ func (c *clock) advance(d time.Duration) {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, path: filepath.Join(t.TempDir(), "control.db"), clock: &clock{now: time.Now().Truncate(time.Second)},
-		replicas: &replicas{points: map[string][]block.Point{}}, target: &target{live: map[string]launch.Spec{}}, exports: &exporter{names: map[string]bool{}}}
+		replicas: &replicas{points: map[string][]block.Point{}}, target: &target{live: map[string]launch.Spec{}}, exports: &exporter{names: map[string]bool{}}, happened: &happenings{}}
 	var err error
 	if w.ca, err = ca.Open(t.TempDir(), ca.Options{}); err != nil {
 		t.Fatal(err)
@@ -81,7 +107,7 @@ func (w *world) open() {
 	}
 	w.db = db
 	w.Service, err = Open(w.t.Context(), Options{Database: db, Account: "123456789012", Region: "us-east-1", Replicas: w.replicas, Exporter: w.exports,
-		Socket: "/run/rehost/nbd.sock", Target: w.target, Authority: w.ca, Sessions: sessions{w.clock}, Now: w.clock.Now,
+		Socket: "/run/rehost/nbd.sock", Target: w.target, Authority: w.ca, Sessions: sessions{w.clock}, Events: w.happened, Now: w.clock.Now,
 		Logger: slog.New(slog.NewTextHandler(testWriter{w.t}, nil))})
 	if err != nil {
 		w.t.Fatal(err)

@@ -213,6 +213,7 @@ func (c *Service) observe(ctx context.Context, i *instance) error {
 	if boot != i.FirstBoot {
 		c.log.Info("first boot", "instance", i.ID, "server", i.ServerID, "job", i.JobID, "firstBoot", boot, "reason", seen.FirstBootReason,
 			"launchToBootedMs", seen.FirstBootAt.Sub(parseStamp(i.CalledAt)).Milliseconds())
+		c.happened(ctx, instanceBooted, i.ServerID, "instance", i.ID, "job", i.JobID, "firstBoot", boot, "reason", seen.FirstBootReason)
 	}
 	if alone && !i.Independent {
 		c.log.Info("instance stands alone", "instance", i.ID, "server", i.ServerID, "bytes", seen.Hydration.Total)

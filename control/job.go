@@ -68,9 +68,10 @@ func (c *Service) startJob(ctx context.Context, what call, by mgn.InitiatedBy, k
 		return nil, invalid("sourceServerIDs", "sourceServerIDs must name 1 to %d different source servers", maxServersPerJob)
 	}
 	id, at := newID("mgnjob"), stamp(c.now())
-	err := c.db.update(ctx, func(tx *sql.Tx) error {
-		servers, err := c.participants(ctx, tx, what, ids)
-		if err != nil {
+	var servers []*server
+	var from []mgn.LifeCycleState
+	err := c.db.update(ctx, func(tx *sql.Tx) (err error) {
+		if servers, err = c.participants(ctx, tx, what, ids); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO jobs (id, type, initiated_by, status, created_at, ended_at, lease_owner, lease_until)
@@ -78,6 +79,7 @@ func (c *Service) startJob(ctx context.Context, what call, by mgn.InitiatedBy, k
 			return err
 		}
 		for i, s := range servers {
+			from = append(from, s.LifeCycle.State)
 			s.move(what)
 			if prepare != nil {
 				prepare(s, id, at)
@@ -98,6 +100,9 @@ func (c *Service) startJob(ctx context.Context, what call, by mgn.InitiatedBy, k
 	})
 	if err != nil {
 		return nil, err
+	}
+	for i, s := range servers {
+		c.moved(ctx, s, from[i], string(what))
 	}
 	select {
 	case c.wake <- struct{}{}:

@@ -102,10 +102,12 @@ func (c *Service) step(ctx context.Context, id string, what call, do func(tx *sq
 	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
+	var from mgn.LifeCycleState
 	s, err := c.change(ctx, id, func(tx *sql.Tx, s *server) error {
 		if reason := s.refuses(what); reason != "" {
 			return conflict("SourceServer", id, reason)
 		}
+		from = s.LifeCycle.State
 		if do != nil {
 			if err := do(tx, s); err != nil {
 				return err
@@ -116,6 +118,11 @@ func (c *Service) step(ctx context.Context, id string, what call, do func(tx *sq
 	})
 	if err != nil {
 		return nil, orNotFound(err, id)
+	}
+	c.moved(ctx, s, from, string(what))
+	if what == disconnect || what == finalizeCutover {
+		c.happened(ctx, certificatesRevoked, id, "reason", string(what))
+		c.happened(ctx, sessionFenced, id, "generation", s.Generation-1, "reason", string(what))
 	}
 	return c.shown(ctx, s)
 }

@@ -148,6 +148,7 @@ func (c *Service) NotifyAgentAuthentication(ctx context.Context, in *formgn.Noti
 	}
 	if !deref(in.Succeeded) {
 		c.log.Warn("an agent was not believed", "server", in.SourceServerID, "replicator", in.ReplicatorID, "remote", deref(in.RemoteAddress), "err", deref(in.RawError))
+		c.happened(ctx, agentNotBelieved, s.ID, "replicator", in.ReplicatorID, "remote", deref(in.RemoteAddress), "error", deref(in.RawError))
 	}
 	return &formgn.NotifyAgentAuthenticationForMgnResponse{}, nil
 }
@@ -177,6 +178,7 @@ func (c *Service) NotifyAgentConnected(ctx context.Context, in *formgn.NotifyAge
 		return nil, orNotFound(err, in.SourceServerID)
 	}
 	c.gauge.set(s.ID, func(t *telemetry) { t.GoneAt = "" })
+	c.happened(ctx, agentConnected, s.ID, "replicator", in.ReplicatorID, "generation", s.Generation)
 	return &formgn.NotifyAgentConnectedForMgnResponse{Generation: s.Generation, Disks: s.replicationDisks()}, nil
 }
 
@@ -193,6 +195,7 @@ func (c *Service) NotifyAgentDisconnected(ctx context.Context, in *formgn.Notify
 	if in.Generation == s.Generation {
 		c.gauge.set(s.ID, func(t *telemetry) { t.GoneAt, t.GoneWhy = stamp(c.now()), deref(in.RawError) })
 	}
+	c.happened(ctx, agentDisconnected, s.ID, "replicator", in.ReplicatorID, "generation", in.Generation, "error", deref(in.RawError))
 	return &formgn.NotifyAgentDisconnectedForMgnResponse{}, nil
 }
 
@@ -209,17 +212,20 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	consistent := in.PointSeq != nil && deref(in.Consistent) && deref(in.InitialSyncDone)
 	var refused error
 	first := false
+	var from mgn.LifeCycleState
 	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		refused = c.served(s, in.ReplicatorID)
 		if refused == nil && in.Generation != s.Generation {
 			refused = conflict("SourceServer", s.ID, fmt.Sprintf("session %d of source server %s is over: the last one is %d", in.Generation, s.ID, s.Generation))
 		}
 		first = refused == nil && consistent && s.Replication.FirstPoint == ""
+		from = s.LifeCycle.State
 		return refused == nil && s.progress(deref(in.ReceivedBytes) > 0 || in.PointSeq != nil, consistent, now)
 	})
 	if err != nil || refused != nil {
 		return nil, errors.Join(err, refused)
 	}
+	c.moved(ctx, s, from, "the first consistent point")
 	var points []block.Point
 	withdrawn := in.PointSeq == nil && deref(in.InitialSyncDone)
 	if withdrawn {
@@ -227,7 +233,9 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 			return nil, err
 		}
 	}
+	before, after := "", ""
 	c.gauge.set(s.ID, func(t *telemetry) {
+		before = t.PointSeq
 		t.Received, t.Stored = max(t.Received, deref(in.ReceivedBytes)), max(t.Stored, deref(in.StoredBytes))
 		switch {
 		case withdrawn:
@@ -242,7 +250,11 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 			}
 			t.CurrentAt = max(t.CurrentAt, stamp(pointAt))
 		}
+		after = t.PointSeq
 	})
+	if withdrawn && before != after {
+		c.happened(ctx, pointsRetracted, s.ID, "before", before, "latest", after, "generation", in.Generation)
+	}
 	if first { // a crash must not leave a server that is ready and has no point
 		if err := c.gauge.flush(ctx, c.db); err != nil {
 			return nil, err

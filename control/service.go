@@ -68,6 +68,7 @@ type Options struct {
 
 	Authority Authority
 	Sessions  Sessions
+	Events    Events // nil: none are kept
 
 	// AgentTimeout is after how long of silence an agent counts as not seen,
 	// StepTimeout how long a step of initiation may take. 0 means 90 s each.

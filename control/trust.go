@@ -115,6 +115,10 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 		return nil, orNotFound(err, in.SourceServerID)
 	}
 	c.log.Info("issued a certificate", "server", in.SourceServerID, "serial", ca.Serial(chain[0]), "caller", caller.ARN)
+	if installing {
+		c.happened(ctx, certificatesRevoked, in.SourceServerID, "reason", "the agent was installed", "sessions", "revoked")
+	}
+	c.happened(ctx, certificateIssued, in.SourceServerID, "serial", ca.Serial(chain[0]), "notAfter", stamp(chain[0].NotAfter), "caller", caller.ARN)
 	return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(chain...)),
 		CertificateAuthority: string(ca.EncodeCertificates(c.opts.Authority.Bundle().Roots()...)), NotAfter: stamp(chain[0].NotAfter)}, nil
 }

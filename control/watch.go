@@ -119,6 +119,7 @@ func (c *Service) deleteCondemned(ctx context.Context) error {
 			continue
 		}
 		c.log.Info("deleted a replica", "server", id)
+		c.happened(ctx, replicaDeleted, id)
 		failed = errors.Join(failed, c.db.update(ctx, func(tx *sql.Tx) error {
 			_, err := tx.ExecContext(ctx, `DELETE FROM condemned_replicas WHERE server_id = ?`, id)
 			return err

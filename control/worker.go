@@ -267,6 +267,7 @@ func (c *Service) terminateAll(ctx context.Context, live []*instance) error {
 		if err := c.db.update(ctx, func(tx *sql.Tx) error { return c.gone(ctx, tx, i) }); err != nil {
 			return err
 		}
+		c.happened(ctx, instanceEnded, i.ServerID, "instance", i.ID, "cutover", i.Cutover)
 	}
 	return nil
 }
@@ -375,6 +376,7 @@ func (c *Service) start(ctx context.Context, t *task) error {
 	if err == nil {
 		c.log.Info("launched", "instance", i.ID, "server", i.ServerID, "job", t.jobID, "cutover", i.Cutover, "point", i.Point,
 			"launchToProcessMs", now.Sub(parseStamp(i.CalledAt)).Milliseconds())
+		c.happened(ctx, instanceLaunched, i.ServerID, "instance", i.ID, "job", t.jobID, "cutover", i.Cutover, "point", i.Point.String())
 	}
 	return err
 }
@@ -389,7 +391,11 @@ func (c *Service) launchFailed(ctx context.Context, t *task, i *instance, cause 
 	} else {
 		cause = errors.Join(cause, c.unexport(i.ID))
 	}
-	return c.advance(ctx, t, stepDone, mgn.LaunchStatusFailed, mgn.JobLogEventLaunchFailed, cause, gone)
+	err := c.advance(ctx, t, stepDone, mgn.LaunchStatusFailed, mgn.JobLogEventLaunchFailed, cause, gone)
+	if err == nil {
+		c.happened(ctx, instanceFailed, i.ServerID, "instance", i.ID, "job", t.jobID, "cutover", i.Cutover, "error", cause.Error())
+	}
+	return err
 }
 
 // terminate ends every instance of the server.
