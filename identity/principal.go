@@ -39,6 +39,9 @@ type Principal struct {
 // Temporary is whether the principal's credentials expire.
 func (p *Principal) Temporary() bool { return !p.Expires.IsZero() }
 
+// RoleARN is the role that a session is of; "" of a user.
+func (p *Principal) RoleARN() string { return p.role }
+
 // asNamed is the principal as policies of resources may name it.
 func (p *Principal) asNamed() policy.Principal {
 	return policy.Principal{Kind: "AWS", Value: p.ARN, Parent: p.parent, ID: p.UserID}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/rand"
@@ -37,8 +38,9 @@ type SealingKey struct{ keys []sealer }
 
 // A sealer is one of the keys.
 type sealer struct {
-	aead [len(uses)]cipher.AEAD
-	id   [4]byte // tells keys apart after one was replaced; not secret
+	aead  [len(uses)]cipher.AEAD
+	id    [4]byte // tells keys apart after one was replaced; not secret
+	audit []byte
 }
 
 // A use is what something is sealed for. Each has a key derived for it.
@@ -98,8 +100,17 @@ func newSealer(raw []byte) (s sealer, err error) {
 	}
 	id, err := hkdf.Key(sha256.New, raw, nil, "rehost sealing key id", len(s.id))
 	copy(s.id[:], id)
+	if err != nil {
+		return s, err
+	}
+	s.audit, err = hkdf.Key(sha256.New, raw, nil, "rehost audit log v1", sha256.Size)
 	return s, err
 }
+
+// AuditKey is the key of the audit log's macs (docs/format/audit.md), from the
+// oldest of the keys, since the log goes on under the one that it was begun with.
+// Whoever has it can check the log and forge it, and nothing else.
+func (k *SealingKey) AuditKey() []byte { return bytes.Clone(k.keys[len(k.keys)-1].audit) }
 
 // LoadSealingKey reads the key file, or makes it if there is none. It refuses a
 // file that others may read.
