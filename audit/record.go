@@ -114,13 +114,11 @@ type omitted struct {
 	Omitted int `json:"omittedBytes"`
 }
 
-// encode is the JSON of the record.
+// encode is the JSON of the record. There is always one: what is too large, or
+// cannot be written as JSON, is left out.
 func (r Record) encode() ([]byte, error) {
 	text, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("encode record of %s: %w", r.EventName, err)
-	}
-	if len(text) <= maxRecord {
+	if err == nil && len(text) <= maxRecord {
 		return text, nil
 	}
 	size := omitted{len(text)}
@@ -128,10 +126,17 @@ func (r Record) encode() ([]byte, error) {
 	if r.ServiceEventDetails != nil {
 		r.ServiceEventDetails = size
 	}
-	if text, err = json.Marshal(r); err != nil || len(text) <= maxRecord {
-		return text, err
+	if text, err = json.Marshal(r); err == nil && len(text) <= maxRecord {
+		return text, nil
 	}
-	return nil, fmt.Errorf("record of %s has %d bytes without input and output, the most is %d", r.EventName, len(text), maxRecord)
+	r.Resources, r.UserAgent, r.ErrorMessage = nil, "", ""
+	if text, err = json.Marshal(r); err == nil && len(text) > maxRecord {
+		err = fmt.Errorf("it has %d bytes without what may be left out, the most is %d", len(text), maxRecord)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encode record of %s: %w", r.EventName, err)
+	}
+	return text, nil
 }
 
 func newEventID() string {
