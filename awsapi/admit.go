@@ -14,7 +14,7 @@ import (
 	"rehost/identity/policy"
 )
 
-// maxAudited is how many resources an audit line names.
+// maxAudited is how many resources an audit record names.
 const maxAudited = 20
 
 // admit decodes, validates and authorizes the call.
@@ -22,6 +22,7 @@ func (c *call) admit(in any) error {
 	if err := c.decode(in); err != nil {
 		return err
 	}
+	c.input = in
 	if c.route.Unsigned || c.route.OwnPermission {
 		c.decision, c.reason = allowed, "the operation itself decides"
 		var err error
@@ -31,14 +32,14 @@ func (c *call) admit(in any) error {
 	if c.caller.Principal == nil {
 		// The certificate is all that such an operation asks for.
 		c.decision, c.reason = allowed, "client certificate"
-		return nil
+		return c.ready()
 	}
 	c.decision = denied
 	if err := c.authorize(in); err != nil {
 		return err
 	}
 	c.decision = allowed
-	return nil
+	return c.ready()
 }
 
 // decode fills in from body, path and query, and checks it against the model.

@@ -156,7 +156,7 @@ func checkRegion(v *verifier, s *signedRequest) error {
 
 func checkService(v *verifier, s *signedRequest) error {
 	if !v.serves(s.scope.service) {
-		return invalidSignature("Credential should be scoped to correct service: '%.64s' is none of this endpoint.", s.scope.service)
+		return invalidSignature("Credential should be scoped to correct service.") // not which: it may be a secret in the wrong place
 	}
 	return nil
 }

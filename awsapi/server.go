@@ -31,7 +31,7 @@ type Options struct {
 	Identity *identity.Directory // required
 	Region   string              // required: the only one that credentials may be scoped to
 	Log      *slog.Logger        // nil is slog.Default()
-	Audit    *slog.Logger        // nil is Log; gets one line a call, see call.audit
+	Audit    Auditor             // keeps a record of each call; nil: Log gets a line of each, not only of those that were not allowed
 	Now      func() time.Time    // nil is time.Now
 	MaxBody  int64               // 0 is DefaultMaxBody
 
@@ -66,9 +66,6 @@ type Server struct {
 func New(o Options, services ...*Service) *Server {
 	if o.Log == nil {
 		o.Log = slog.Default()
-	}
-	if o.Audit == nil {
-		o.Audit = o.Log
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -164,6 +161,9 @@ func Handle[In, Out any](s *Server, op *Op[In, Out], do func(context.Context, *I
 				if out == nil {
 					out = new(Out)
 				}
+				if err == nil {
+					c.output = out
+				}
 				return out, err
 			}
 			return
@@ -206,12 +206,15 @@ type call struct {
 
 	circumstancesOf policy.Context // of the request, without what is known of a resource
 
-	decision  string // of the audit line
+	decision  string // of the audit record
 	reason    string
 	resources []string
+	claimed   string // access key id of the signature, before that is verified
+	input     any    // once it is understood
+	output    any    // of a handler that succeeded
 }
 
-// The decisions of an audit line.
+// The decisions of an audit record.
 const (
 	refused = "refused" // not authenticated, or not understood
 	denied  = "denied"
@@ -229,8 +232,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		c.caller.SourceIP = addr.Addr().Unmap()
 	}
-	status, failure := c.serve(w)
-	c.audit(status, failure, s.Now().Sub(start))
+	a := &answer{header: http.Header{}}
+	status, failure := c.serve(a)
+	if err := c.audit(status, failure, s.Now().Sub(start)); err != nil && failure == nil && !c.route.ReadOnly {
+		c.unrecorded(a)
+	}
+	a.send(w)
 }
 
 // serve answers the call and returns what it answered.
@@ -360,6 +367,7 @@ func (c *call) authenticate() error {
 	if service := c.server.service(r.scope.service); service != nil {
 		c.protocol = service.Protocol
 	}
+	c.claimed = r.keyID
 	who, err := c.server.verifier.verify(c.request.Context(), r, func() ([]byte, error) {
 		c.body, err = c.readBody()
 		return c.body, err
@@ -382,7 +390,7 @@ func (c *call) authenticate() error {
 	}
 	route, labels := c.server.find(r.scope.service, r.Method, r.path)
 	if route == nil {
-		return Errorf(UnknownOperation, "There is no operation %s %.200s", r.Method, r.path)
+		return Errorf(UnknownOperation, "There is no operation with this method and path") // which may hold anything
 	}
 	c.found(route, labels)
 	return nil

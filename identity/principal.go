@@ -40,7 +40,12 @@ type Principal struct {
 func (p *Principal) Temporary() bool { return !p.Expires.IsZero() }
 
 // RoleARN is the role that a session is of; "" of a user.
-func (p *Principal) RoleARN() string { return p.role }
+func (p *Principal) RoleARN() string {
+	if p.Kind != RolePrincipal {
+		return ""
+	}
+	return p.parent
+}
 
 // asNamed is the principal as policies of resources may name it.
 func (p *Principal) asNamed() policy.Principal {

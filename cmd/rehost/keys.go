@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"rehost/audit"
 	"rehost/control"
 	"rehost/identity"
 )
@@ -55,9 +56,17 @@ func (c *KeysCreateInstallerCmd) Run(ctx context.Context, out io.Writer, cli *CL
 	if directory.Account().ID == "" {
 		return errors.New("the service has not been started in this directory yet: its first start makes an installation key itself")
 	}
+	log, err := openAudit(cli.Keys.Data, cli.Keys.SealingKey, audit.Options{Account: directory.Account().ID})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
 	key, err := createInstaller(ctx, directory, c.Expires, c.ServerLimit)
 	if err != nil {
 		return err
+	}
+	if err := log.Append(audit.Event("InstallerKeyCreated", map[string]any{"accessKeyId": key.AccessKeyID, "expires": time.Now().Add(c.Expires).UTC()})); err != nil {
+		return errors.Join(err, directory.DeleteAccessKey(ctx, key.AccessKeyID)) // nobody has it
 	}
 	fmt.Fprintf(out, "export AWS_ACCESS_KEY_ID=%s\nexport AWS_SECRET_ACCESS_KEY=%s\n", key.AccessKeyID, string(key.SecretAccessKey))
 	return nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"rehost/audit"
 	"rehost/ca"
 	"rehost/store"
 )
@@ -25,6 +26,7 @@ type CLI struct {
 	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
 	Keys       KeysCmd       `cmd:"" help:"Make access keys while the service is stopped."`
+	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
 
@@ -80,6 +82,10 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fmt.Fprintf(stderr, "error: %v\n", err)
 	if damage := new(store.CorruptError); errors.As(err, &damage) && !errors.Is(err, store.ErrKey) {
 		fmt.Fprintln(stderr, "hint: what is stored has been damaged; no data was returned from there. Restore the file from a copy, or replicate anew")
+		return statusDamaged
+	}
+	if damage := new(audit.BadError); errors.As(err, &damage) {
+		fmt.Fprintln(stderr, "hint: what is before this record is as it was written; keep the files as they are, and compare them with copies")
 		return statusDamaged
 	}
 	for _, o := range outcomes {

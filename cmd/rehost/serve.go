@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"rehost/audit"
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/iam"
@@ -43,6 +44,9 @@ type ServeCmd struct {
 	TLSCertificate    string   `help:"Certificate and chain (PEM) that the API shows to everyone but agents and replication servers; taken over when the file changes, and on SIGHUP." name:"tls-certificate" placeholder:"FILE"`
 	TLSKey            string   `help:"Private key (PEM) of --tls-certificate." name:"tls-key" placeholder:"FILE"`
 	NoReplicator      bool     `help:"Run no replication server: rehost replicator is started beside, on the same --data."`
+	AuditStdout       bool     `help:"Write the records of the audit log to standard output, too."`
+	AuditFileSize     int64    `help:"Size of one file of the audit log." default:"67108864" placeholder:"BYTES"`
+	AuditFiles        int      `help:"How many files of the audit log are kept." default:"9" placeholder:"N"`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 	RateFlags         `embed:""`
 }
@@ -59,7 +63,7 @@ func (c *ServeCmd) Run(ctx context.Context, stdout io.Writer, log *logOutput) (e
 			err = errors.Join(err, closers[i]())
 		}
 	}()
-	s, err := c.open(ctx, logger, &closers)
+	s, err := c.open(ctx, logger, stdout, &closers)
 	if err != nil {
 		return err
 	}
@@ -78,13 +82,13 @@ type served struct {
 	listener  net.Listener
 	incoming  net.Listener // of replication; nil without
 	first     bool         // this start has made the keys
-	audit     *slog.Logger
+	audit     *audit.Log
 	agents    *agentFiles
 	outside   *outside  // the certificate for strangers; nil without
 	paired    *pairFile // the replication server's certificate
 }
 
-func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func() error) (*served, error) {
+func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, stdout io.Writer, closers *[]func() error) (*served, error) {
 	keep := func(f func() error) { *closers = append(*closers, f) }
 	data, err := filepath.Abs(c.Data)
 	if err != nil {
@@ -103,9 +107,6 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 	}
 	keep(unlock)
 	s := &served{cmd: c, log: log, agents: &agentFiles{dir: executableDir()}}
-	if err := s.openAudit(keep); err != nil {
-		return nil, err
-	}
 	if s.hosts, err = findHosts(c.Advertise); err != nil {
 		return nil, err
 	}
@@ -123,6 +124,9 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 	keep(db.Close)
 	directory, err := c.identities(ctx, db, s, key)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.openAudit(directory.Account().ID, stdout, keep); err != nil {
 		return nil, err
 	}
 	if s.store, err = openStore(c.Data, log); err != nil {
@@ -147,15 +151,19 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, closers *[]func()
 	return s, s.listen(keep)
 }
 
-// openAudit opens the file that gets a line of JSON for every call.
-func (s *served) openAudit(keep func(func() error)) error {
-	f, err := openAuditFile(filepath.Join(s.cmd.Data, "audit.log"), auditSize)
-	if err != nil {
+// openAudit opens the log that gets a record of every call and of what happens.
+func (s *served) openAudit(account string, stdout io.Writer, keep func(func() error)) (err error) {
+	o := audit.Options{Region: s.cmd.Region, Account: account, FileSize: s.cmd.AuditFileSize, Files: s.cmd.AuditFiles, Logger: s.log}
+	if s.cmd.AuditStdout {
+		o.Mirror = stdout
+	}
+	if s.audit, err = openAudit(s.cmd.Data, s.cmd.SealingKey, o); err != nil {
 		return err
 	}
-	keep(f.Close)
-	s.audit = slog.New(slog.NewJSONHandler(f, nil))
-	return nil
+	keep(s.audit.Close)
+	started := audit.Event("ServiceStarted", map[string]any{"firstStart": s.first})
+	keep(func() error { return s.audit.Append(audit.Event("ServiceStopped", nil)) })
+	return s.audit.Append(started)
 }
 
 func openDirectory(ctx context.Context, db *control.Database, key *identity.SealingKey) (*identity.Directory, error) {
@@ -165,7 +173,7 @@ func openDirectory(ctx context.Context, db *control.Database, key *identity.Seal
 func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database, directory *identity.Directory, exporter *export.Server, socket string, target launch.Target) (err error) {
 	s.service, err = control.Open(ctx, control.Options{Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
 		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target, Forwards: c.LaunchForward,
-		Authority: s.authority, Sessions: sessions{directory}, Logger: s.log})
+		Authority: s.authority, Sessions: sessions{directory}, Events: events{s.audit}, Logger: s.log})
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,7 @@ type running struct {
 	data    string
 	api     string
 	stdout  bytes.Buffer
+	stderr  bytes.Buffer // complete once it has stopped
 	stop    func() int
 	root    *x509.Certificate
 	mgn     *mgn.Client // of the administrator, by the official SDK
@@ -48,9 +50,9 @@ type running struct {
 
 var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replication on (\S+), data`)
 
-func serve(t *testing.T, data string) *running {
+func serve(t *testing.T, data string, more ...string) *running {
 	t.Helper()
-	return serveWith(t, data, "--advertise", "127.0.0.1")
+	return serveWith(t, data, append(more, "--advertise", "127.0.0.1")...)
 }
 
 // serveWith starts the service with more arguments.
@@ -60,22 +62,27 @@ func serveWith(t *testing.T, data string, more ...string) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	reader, writer := io.Pipe()
 	status := make(chan int, 1)
+	read := make(chan struct{})
 	go func() {
-		status <- Run(ctx, append([]string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"}, more...), &r.stdout, writer)
+		args := []string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"}
+		code := Run(ctx, append(args, more...), &r.stdout, writer)
 		writer.Close()
+		<-read
+		status <- code
 	}()
 	r.stop = sync.OnceValue(func() int { cancel(); return <-status })
 	ready := make(chan string, 1)
 	go func() {
+		defer close(read)
 		defer close(ready)
-		for lines := bufio.NewScanner(reader); lines.Scan(); {
+		for lines := bufio.NewScanner(io.TeeReader(reader, &r.stderr)); lines.Scan(); {
 			if m := readyLine.FindStringSubmatch(lines.Text()); m != nil {
 				ready <- m[1]
-			} else if !strings.Contains(lines.Text(), "level=INFO") {
+			} else if !strings.Contains(lines.Text(), "level=INFO") && !slices.Contains(more, "debug") {
 				t.Log(lines.Text())
 			}
 		}
-		io.Copy(io.Discard, reader)
+		io.Copy(&r.stderr, reader)
 	}()
 	t.Cleanup(func() { r.stop() })
 	var ok bool

@@ -32,7 +32,7 @@ import (
 // a directory that is new: elsewhere another key could open nothing.
 func loadSealingKey(data, file string) (*identity.SealingKey, error) {
 	if file == "" {
-		return identity.LoadSealingKey(filepath.Join(data, "sealing.key"))
+		return identity.LoadSealingKey(filepath.Join(data, sealingKeyFile))
 	}
 	_, err := os.Stat(file)
 	if errors.Is(err, fs.ErrNotExist) {

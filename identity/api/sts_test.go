@@ -76,8 +76,8 @@ func newStage(t *testing.T) *stage {
 	if s.admin, err = s.dir.Bootstrap(ctx); err != nil {
 		t.Fatal(err)
 	}
-	server := awsapi.New(awsapi.Options{Identity: s.dir, Region: region, Log: slog.New(slog.DiscardHandler),
-		Audit: slog.New(slog.NewJSONHandler(lockedWriter{s.audit, s.lock}, nil))}, sts.Service, iam.Service)
+	server := awsapi.New(awsapi.Options{Identity: s.dir, Region: region,
+		Log: slog.New(slog.NewJSONHandler(lockedWriter{s.audit, s.lock}, nil))}, sts.Service, iam.Service)
 	Register(server, s.dir, oidc.New(now))
 	s.Server = httptest.NewTLSServer(server)
 	t.Cleanup(s.Close)
