@@ -71,12 +71,12 @@ func TestLog_Killed(t *testing.T) {
 	t.Log("seed", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	dir := t.TempDir()
-	for round := range 8 {
+	for round := range 6 {
 		before := 0
 		if round > 0 {
 			before = len(names(t, dir))
 		}
-		acknowledged := killed(t, dir, random.IntN(1500), false)
+		acknowledged := killed(t, dir, random.IntN(800), false)
 		must(t, open(t, dir).Close())
 		if r, err := Verify(dir, testKey); err != nil {
 			t.Fatalf("round %d: %+v, %v", round, r, err)

@@ -127,7 +127,7 @@ func (l *Log) Ready() error {
 
 // encode is the members of the record, completed.
 func (l *Log) encode(r Record) ([]byte, error) {
-	r.EventVersion, r.EventID, r.ManagementEvent, r.EventCategory = EventVersion, newEventID(), true, "Management"
+	r.EventVersion, r.EventID, r.ManagementEvent, r.EventCategory = EventVersion, NewID(), true, "Management"
 	if r.EventTime.IsZero() {
 		r.EventTime = l.opts.Now()
 	}

@@ -139,7 +139,8 @@ func (r Record) encode() ([]byte, error) {
 	return text, nil
 }
 
-func newEventID() string {
+// NewID makes a random UUID.
+func NewID() string {
 	var b [16]byte
 	rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80

@@ -189,6 +189,11 @@ func (w *walk) files(files openFiles) error {
 			return w.bad(w.Last.Seq+1, Changed, "its line is not ended, and this is not the last file")
 		}
 	}
+	return w.ended()
+}
+
+// ended checks that what is expected was there.
+func (w *walk) ended() error {
 	for _, m := range w.expected {
 		if m.Seq > w.Last.Seq {
 			return w.bad(w.Last.Seq, Truncated, "it is the last one, and the log went on to record %d at least", m.Seq)

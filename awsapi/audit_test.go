@@ -164,6 +164,34 @@ func TestAudit_Flood(t *testing.T) {
 	}
 }
 
+// BenchmarkCall is what the record costs a call, side by side: the whole call over
+// TLS on loopback, with the same client.
+func BenchmarkCall(b *testing.B) {
+	for _, with := range []bool{false, true, false, true} {
+		b.Run(fmt.Sprintf("audited=%v", with), func(b *testing.B) {
+			e := newEndpoint(b, func(o *awsapi.Options) {
+				o.Log = slog.New(slog.DiscardHandler)
+				if with {
+					log, err := audit.Open(b.TempDir(), audit.Options{Key: make([]byte, 32)})
+					if err != nil {
+						b.Fatal(err)
+					}
+					b.Cleanup(func() { log.Close() })
+					o.Audit = log
+				}
+			})
+			serveAgent(e)
+			c := e.client(b, e.admin)
+			in := &formgn.RegisterAgentForMgnRequest{SourceProperties: &formgn.SourceProperties{}, Tags: formgn.TagsMap{"team": "x"}}
+			for b.Loop() {
+				if _, err := call(c, formgn.RegisterAgentForMgn, in); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // TestVerify_BodyOfStrangers: without a key that exists, no body is read.
 func TestVerify_BodyOfStrangers(t *testing.T) {
 	e := newEndpoint(t)

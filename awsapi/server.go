@@ -2,7 +2,6 @@ package awsapi
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"rehost/audit"
 	"rehost/identity"
 	"rehost/identity/policy"
 )
@@ -226,7 +226,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := s.Now()
 	c := &call{server: s, request: r, decision: refused, protocol: s.guessProtocol(r)}
 	c.caller.call = c
-	c.caller.RequestID = newRequestID()
+	c.caller.RequestID = audit.NewID()
 	c.caller.Region = s.Region
 	c.caller.UserAgent = r.UserAgent()
 	if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
@@ -445,12 +445,4 @@ func (c *call) exception(err error) Exception {
 		c.server.Log.Error("call ended in an internal error", "requestID", c.caller.RequestID, "err", err)
 	}
 	return Errorf(InternalServer, "An internal error occurred; the service's log has it under request id %s", c.caller.RequestID)
-}
-
-// newRequestID makes a random UUID.
-func newRequestID() string {
-	var b [16]byte
-	rand.Read(b[:])
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
