@@ -242,8 +242,8 @@ func (l *Log) begin(why string) error {
 	line, h := seal(l.opts.Key, lineDomain, l.last.Hash, l.last.Seq+1, append(first, text...))
 	path := filepath.Join(l.dir, name(l.last.Seq+1))
 	f, err := place(path, line)
-	if err != nil {
-		return err
+	if err != nil { // it may be there and not be on the disk: what comes next goes into the old one
+		return errors.Join(err, ignoreMissing(os.Remove(path)))
 	}
 	l.f, l.path, l.size = f, path, 0
 	l.wrote(line, h)

@@ -39,13 +39,31 @@ type running struct {
 	t       *testing.T
 	data    string
 	api     string
-	stdout  bytes.Buffer
+	stdout  lockedBuffer
 	stderr  bytes.Buffer // complete once it has stopped
 	stop    func() int
 	root    *x509.Certificate
 	mgn     *mgn.Client // of the administrator, by the official SDK
 	install *awsapi.Client
 	admin   aws.CredentialsProvider
+}
+
+// A lockedBuffer is written by many.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer // guarded by mu
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replication on (\S+), data`)
@@ -296,7 +314,7 @@ func TestServe(t *testing.T) {
 		t.Fatalf("stopped with status %d", status)
 	}
 	r = serve(t, data)
-	if r.stdout.Len() != 0 {
+	if r.stdout.String() != "" {
 		t.Errorf("the second start printed %q", r.stdout.String())
 	}
 	if got := r.describe(a.id).LifeCycle.State; got != types.LifeCycleStateReadyForTest {
