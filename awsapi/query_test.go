@@ -332,7 +332,7 @@ func TestQuery_Form(t *testing.T) {
 		{"iam", "/x", listUsers, "<Code>InvalidAction</Code>"},
 		{"sts", "/", listUsers, "<Code>InvalidAction</Code>"},
 		{"iam", "/", "%zz", "not a form"},
-		{"mgn", "/", listUsers, "There is no operation POST /"},
+		{"mgn", "/", listUsers, "There is no operation with this method and path"},
 	} {
 		if got := html.UnescapeString(e.signedForm(t, test.service, test.target, test.form)); !strings.Contains(got, test.want) {
 			t.Errorf("%s to %s%s: got %s, want %s", test.form[:min(len(test.form), 120)], test.service, test.target, got, test.want)
