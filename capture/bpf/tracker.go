@@ -47,8 +47,8 @@ type Counters struct {
 // Conflict and Counters, which any number may call. None may be called after Close.
 type Tracker struct {
 	disks    []Disk
-	coll     *ebpf.Collection
-	links    []link.Link
+	objects  *ebpf.Collection // maps and programs
+	links    map[string]link.Link
 	mappings [][]byte
 
 	control  []byte
@@ -56,8 +56,14 @@ type Tracker struct {
 	dirty    []uint64
 	pend     []uint64
 	counters []Counters
+	owed     []uint64 // nil where nothing is pinned, and so
+	state    []byte
 	maps     uint64 // bytes
 }
+
+// attached are the programs. Completions come first: a request issued before and
+// completed after is then seen once, as one that was in flight when tracking began.
+var attached = []string{trackerProgBlockRqComplete, trackerProgBlockRqRequeue, trackerProgBlockRqIssue}
 
 // Offsets in struct control.
 const (
@@ -65,6 +71,9 @@ const (
 	offWide   = 8
 	offWhole  = 64
 	offFilter = offWhole + 8*MaxDisks
+
+	controlSize = offFilter + 2*filterSize
+	counterSize = 64
 )
 
 // Supported reports whether this kernel lets this process track requests: nil,
@@ -91,7 +100,7 @@ func Load(disks []Disk, shift uint32) (_ *Tracker, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read tracking programs: %w", err)
 	}
-	t := &Tracker{disks: disks}
+	t := &Tracker{disks: disks, links: map[string]link.Link{}}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -100,35 +109,32 @@ func Load(disks []Disk, shift uint32) (_ *Tracker, err error) {
 	if err := t.configure(spec, shift); err != nil {
 		return nil, err
 	}
-	if t.coll, err = ebpf.NewCollection(spec); err != nil {
+	if t.objects, err = ebpf.NewCollection(spec); err != nil {
 		return nil, fmt.Errorf("load tracking programs: %w", err)
 	}
 	if err := t.mapMemory(); err != nil {
 		return nil, err
 	}
-	// Completions first: a request issued before and completed after is then seen
-	// once, as one that was in flight when tracking began.
-	for _, name := range []string{"block_rq_complete", "block_rq_requeue", "block_rq_issue"} {
-		l, err := link.AttachTracing(link.TracingOptions{Program: t.coll.Programs[name], AttachType: ebpf.AttachTraceRawTp})
+	for _, name := range attached {
+		l, err := link.AttachTracing(link.TracingOptions{Program: t.objects.Programs[name], AttachType: ebpf.AttachTraceRawTp})
 		if err != nil {
 			return nil, fmt.Errorf("attach to tracepoint %s: %w", name, err)
 		}
-		t.links = append(t.links, l)
+		t.links[name] = l
 	}
 	return t, nil
 }
 
 func (t *Tracker) configure(spec *ebpf.CollectionSpec, shift uint32) error {
 	var table [MaxDisks]trackerDisk
-	words, slots := uint32(1), uint32(1)
 	for i, d := range t.disks {
+		_, slots := sizes(t.disks[:i])
 		table[i] = trackerDisk{
 			Dev: uint64(d.Major)<<32 | uint64(d.Minor), Granules: d.Granules, Word0: d.Word0,
 			Slot0: slots, Queues: d.Queues, Tags: d.Tags, Salt: salt(i),
 		}
-		slots += d.Queues * d.Tags
-		words = max(words, d.Word0+uint32((d.Granules+63)/64))
 	}
+	words, slots := sizes(t.disks)
 	spec.Maps["dirty"].MaxEntries = words
 	spec.Maps["pend"].MaxEntries = slots
 	spec.Maps["counters"].MaxEntries = cpuSlots * uint32(max(1, len(t.disks)))
@@ -142,6 +148,17 @@ func (t *Tracker) configure(spec *ebpf.CollectionSpec, shift uint32) error {
 		spec.Variables["queue_first"].Set(queueFirst),
 		spec.Variables["disks"].Set(table),
 	)
+}
+
+// sizes are how many words of the dirty bitmap and entries of the pending table
+// disks take; its entry 0 belongs to none.
+func sizes(disks []Disk) (words, slots uint32) {
+	words, slots = 1, 1
+	for _, d := range disks {
+		slots += d.Queues * d.Tags
+		words = max(words, d.Word0+uint32((d.Granules+63)/64))
+	}
+	return words, slots
 }
 
 // salt keeps the same granule of two disks apart in the filter.
@@ -166,18 +183,20 @@ func queueFirst() (uint8, error) {
 	return 0, nil
 }
 
-func (t *Tracker) mapMemory() error {
-	m := func(name string, elem uint32) ([]byte, error) {
-		bm := t.coll.Maps[name]
-		n := int(bm.MaxEntries()) * int(elem)
-		b, err := unix.Mmap(bm.FD(), 0, (n+os.Getpagesize()-1)&^(os.Getpagesize()-1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-		if err != nil {
-			return nil, fmt.Errorf("map the memory of %s: %w", name, err)
-		}
-		t.mappings, t.maps = append(t.mappings, b), t.maps+uint64(len(b))
-		return b[:n], nil
+// memory maps a map of the kernel's into this process.
+func (t *Tracker) memory(name string, m *ebpf.Map, elem uint32) ([]byte, error) {
+	n := int(m.MaxEntries()) * int(elem)
+	b, err := unix.Mmap(m.FD(), 0, (n+os.Getpagesize()-1)&^(os.Getpagesize()-1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the memory of %s: %w", name, err)
 	}
-	control, err1 := m("control", t.coll.Maps["control"].ValueSize())
+	t.mappings, t.maps = append(t.mappings, b), t.maps+uint64(len(b))
+	return b[:n], nil
+}
+
+func (t *Tracker) mapMemory() error {
+	m := func(name string, elem uint32) ([]byte, error) { return t.memory(name, t.objects.Maps[name], elem) }
+	control, err1 := m("control", t.objects.Maps["control"].ValueSize())
 	dirty, err2 := m("dirty", 8)
 	pend, err3 := m("pend", 8)
 	counters, err4 := m("counters", uint32(unsafe.Sizeof(Counters{})))
@@ -185,11 +204,12 @@ func (t *Tracker) mapMemory() error {
 		return err
 	}
 	t.control, t.gen = control, (*uint32)(unsafe.Pointer(&control[offGen]))
-	t.dirty = unsafe.Slice((*uint64)(unsafe.Pointer(&dirty[0])), len(dirty)/8)
-	t.pend = unsafe.Slice((*uint64)(unsafe.Pointer(&pend[0])), len(pend)/8)
+	t.dirty, t.pend = words(dirty), words(pend)
 	t.counters = unsafe.Slice((*Counters)(unsafe.Pointer(&counters[0])), len(counters)/int(unsafe.Sizeof(Counters{})))
 	return nil
 }
+
+func words(b []byte) []uint64 { return unsafe.Slice((*uint64)(unsafe.Pointer(&b[0])), len(b)/8) }
 
 // Memory is the size of the kernel memory shared, in bytes.
 func (t *Tracker) Memory() uint64 { return t.maps }
@@ -254,22 +274,25 @@ func (t *Tracker) MarkDirty(disk int, first, n uint64) {
 	}
 }
 
-// TakeDirty swaps the words [from, to) of the dirty bitmap with zero and calls f
-// with those that were not.
+// TakeDirty takes the words [from, to) out of the dirty bitmap. f is called with
+// each that is not empty before its bits are cleared, so that at no moment they
+// are nowhere; bits that are set meanwhile stay for the next time.
 func (t *Tracker) TakeDirty(from, to int, f func(word int, set uint64)) {
-	for i := range t.disks {
+	for i := range t.disks { // first marked, then forgotten, and looked at below
 		whole := (*uint64)(unsafe.Pointer(&t.control[offWhole+8*i]))
-		if atomic.LoadUint64(whole) != 0 && atomic.SwapUint64(whole, 0) != 0 {
+		if atomic.LoadUint64(whole) != 0 {
 			t.MarkDirty(i, 0, t.disks[i].Granules)
+			atomic.StoreUint64(whole, 0)
 		}
 	}
 	for w, p := range t.dirty[from:min(to, len(t.dirty))] {
 		if p == 0 { // not atomic, and need not be: a bit set before the flip is seen, one set later is found next time
 			continue
 		}
-		if v := atomic.SwapUint64(&t.dirty[from+w], 0); v != 0 {
-			f(from+w, v)
-		}
+		at := &t.dirty[from+w]
+		v := atomic.LoadUint64(at)
+		f(from+w, v)
+		atomic.AndUint64(at, ^v)
 	}
 }
 
@@ -312,7 +335,7 @@ func (t *Tracker) Counters(disk int) (sum Counters) {
 // completion that is skipped so, by an interrupt within a completion, is made
 // good by the pending table like every other that is not delivered.
 func (t *Tracker) Missed() (uint64, error) {
-	s, err := t.coll.Programs[trackerProgBlockRqIssue].Stats()
+	s, err := t.objects.Programs[trackerProgBlockRqIssue].Stats()
 	if err != nil {
 		return 0, fmt.Errorf("read statistics of program %s: %w", trackerProgBlockRqIssue, err)
 	}
@@ -327,7 +350,8 @@ func (t *Tracker) DirtyBits(from, to int) (n uint64) {
 	return n
 }
 
-// Close detaches the programs and frees their memory. Later calls do nothing.
+// Close lets go of the programs and their memory. What is not pinned is detached
+// and freed; what is goes on. Later calls do nothing.
 func (t *Tracker) Close() error {
 	var err error
 	for _, l := range t.links {
@@ -336,10 +360,10 @@ func (t *Tracker) Close() error {
 	for _, m := range t.mappings {
 		err = errors.Join(err, unix.Munmap(m))
 	}
-	if t.coll != nil {
-		t.coll.Close()
+	if t.objects != nil {
+		t.objects.Close()
 	}
-	t.links, t.mappings, t.coll = nil, nil, nil
+	t.links, t.mappings, t.objects = nil, nil, nil
 	runtime.KeepAlive(t)
 	return err
 }
