@@ -20,7 +20,13 @@ import (
 	"rehost/internal/fault"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childPins) != "" {
+		child()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A replica is a Sink that holds all disks in memory and applies an epoch when
 // it is committed, runs in order of their ordinals.

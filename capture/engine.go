@@ -37,6 +37,12 @@ type Options struct {
 	Progress int64         // bytes of the first copy made durable at a time; 0: DefaultProgress
 	Log      *slog.Logger  // nil: none
 
+	// Pins is a directory in a BPF file system in which tracking outlives this
+	// process: an engine that is opened there later, for the same disks and the same
+	// Replica, goes on where this one was, however it ended. "": it does not.
+	Pins    string
+	Replica string // whose replica the sinks are
+
 	sysfs string // /sys
 	shift uint   // the finest granularity, in powers of two of a block
 }
@@ -52,6 +58,7 @@ type Engine struct {
 	layout  layout
 	tracker Tracker
 	compare comparer // the tracker, if it is one
+	keeper  keeper   // the tracker, if its memory outlives this process
 	codec   codec
 	workers int
 	buffers [][]byte
@@ -74,10 +81,13 @@ type Engine struct {
 	foreign *Set          // not sent by this engine, and perhaps as it was at base; nil: nothing is
 	base    block.Seq     // the point that the replica was at
 	synced  bool          // every block has been committed once
+	halfway bool          // an engine before this one was comparing
 	started bool          // Run was called
+	suspect bool          // points after clean are to be withdrawn, and may not have been
 	clean   block.Seq     // the last point under a clean audit
 	acked   block.Seq     // the last epoch known to be on the other side
 	asked   block.Seq     // the last epoch that a Commit was tried for
+	whole   bool          // and that was a consistent point
 	next    time.Duration // the next pause
 
 	conflicts atomic.Int64
@@ -122,23 +132,33 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	e.sources = sources
 	e.read = func(disk int, x block.Extent, buf []byte) error { return sources[disk].read(x, buf) }
 	method, reason := tracker.Method()
-	e.log.Info("tracking disks", "method", method, "reason", reason, "disks", len(sources))
+	e.log.Info("tracking disks", "method", method, "reason", reason, "disks", len(sources), "keeps", e.Status().Keeps)
 	return e, nil
 }
 
 // chooseTracker prefers the kernel's marks, and compares where there can be none.
+// Two engines never track with the same pins.
 func chooseTracker(ctx context.Context, o Options, sources []*source) (Tracker, layout, error) {
 	reason := "asked for"
 	if !o.NoEBPF {
 		l := newLayout(o.Disks, max(o.shift, kernelShift(o.Disks)))
-		t, err := newKernelTracker(ctx, o.sysfs, sources, &l)
+		t, err := newKernelTracker(ctx, o, sources, &l)
 		if err == nil {
 			return t, l, nil
 		}
 		if ctx.Err() != nil {
 			return nil, l, context.Cause(ctx)
 		}
+		if errors.Is(err, ErrPinned) {
+			return nil, l, err
+		}
 		reason = err.Error()
+	}
+	if err := Unpin(o.Pins); err != nil {
+		if errors.Is(err, ErrPinned) {
+			return nil, layout{}, err
+		}
+		reason += "; " + err.Error() // what stays is not gone on with: it will not fit
 	}
 	l := newLayout(o.Disks, compareShift)
 	t, err := newCompareTracker(o.sysfs, sources, &l, reason)
@@ -171,10 +191,13 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 		e.buffers = append(e.buffers, newBuffer())
 	}
 	e.todo, e.staged, e.doubt = newSet(&e.layout), newSet(&e.layout), newSet(&e.layout)
+	e.status.init(e)
+	if e.restore() {
+		return e
+	}
 	for i, p := range e.layout.disks {
 		e.todo.Add(i, 0, p.granules)
 	}
-	e.status.init(e)
 	return e
 }
 
@@ -192,6 +215,11 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	ep.comparer = e.comparable(sink, last)
 	e.next = e.pause
 	e.status.began()
+	if e.suspect {
+		if err := e.mistrust(ctx, ep, &AuditError{Disk: -1, Reason: "an audit failed, and the points in doubt could not be withdrawn then"}); err != nil {
+			return err
+		}
+	}
 	for {
 		if err := e.waitResumed(ctx); err != nil {
 			return err
@@ -218,7 +246,6 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 			if err := e.commit(ctx, ep, block.Consistent|block.InitialSyncDone); err != nil {
 				return err
 			}
-			e.synced = true
 			e.cool()
 		}
 		if e.compare != nil { // reading everything all the time would wear the disks' users out
@@ -240,7 +267,12 @@ func (e *Engine) meet(last block.Seq) {
 	case !e.started: // earlier points are not this engine's to doubt
 		e.started, e.clean = true, last
 		e.expect(last)
-	case last == e.acked, last > e.acked && last == e.asked:
+	case last == e.acked:
+	case last > e.acked && last == e.asked:
+		if e.whole && !e.synced {
+			e.synced = true
+			e.status.complete()
+		}
 	case last >= e.clean && last < e.acked && last > 0:
 		e.log.Warn("the replica has fewer epochs than it acknowledged; sending them again", "last", last, "acknowledged", e.acked)
 		e.again(e.doubt)
@@ -256,7 +288,14 @@ func (e *Engine) meet(last block.Seq) {
 		e.expect(last)
 		e.status.restarted()
 	}
+	if e.halfway { // at the last point the replica holds what it holds, whoever sent it
+		e.halfway = false
+		if e.foreign == nil {
+			e.expect(last)
+		}
+	}
 	e.acked, e.asked = last, last
+	e.keep()
 }
 
 // again has blocks sent again, whatever was sent of them before.
@@ -284,9 +323,12 @@ func (e *Engine) rest(ctx context.Context) error {
 	return nil
 }
 
-// commit closes an epoch and opens the next one.
+// commit closes an epoch and opens the next one. What was staged is owed until
+// the epoch is known to be acknowledged, and it is known, also to whoever comes
+// after this process, before it is no longer owed.
 func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error {
-	e.asked = ep.point.Seq
+	e.asked, e.whole = ep.point.Seq, flags.Has(block.Consistent)
+	e.keep()
 	if err := ep.sink.Commit(ctx, ep.point, ep.runs.Load(), flags); err != nil {
 		return err
 	}
@@ -295,12 +337,14 @@ func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error
 		e.next = e.pause
 	}
 	e.doubt.addAll(e.staged)
-	e.staged.clear()
 	if a, ok := e.tracker.(interface{ audited() bool }); ok && flags.Has(block.Consistent) && a.audited() {
 		e.clean = ep.point.Seq
 		e.doubt.clear()
 	}
+	e.synced = e.synced || flags.Has(block.Consistent)
 	e.status.committed(e, ep.point, flags)
+	e.keep()
+	e.staged.settle(e.todo)
 	ep.point.Seq++
 	ep.runs.Store(0)
 	ep.bytes.Store(0)
@@ -309,7 +353,8 @@ func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error
 
 // mistrust withdraws the points that may lack a change. The disk is read whole and
 // compared, and so is everything that the points withdrawn held of any disk: on
-// the other side it is again what it was before them.
+// the other side it is again what it was before them. Until that is done the
+// engine, and one that comes after it, knows that it is to be done.
 func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 	e.log.Error("withdrawing recovery points", "after", e.clean, "reason", a.Error())
 	e.status.mistrusted(a)
@@ -319,9 +364,13 @@ func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 		}
 	}
 	if ep.point.Seq-1 <= e.clean {
-		return nil // there are none
+		e.suspect = false // there are none
+		e.keep()
+		return nil
 	}
 	e.todo.addAll(e.doubt)
+	e.suspect = true
+	e.keep()
 	r, ok := ep.sink.(Retractor)
 	if !ok {
 		return fmt.Errorf("the sink cannot withdraw points: %w", a)
@@ -330,10 +379,11 @@ func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 		return err
 	}
 	e.doubt.clear()
-	e.acked, e.asked = e.clean, e.clean
+	e.acked, e.asked, e.suspect = e.clean, e.clean, false
 	if ep.comparer != nil {
 		e.expect(e.clean)
 	}
+	e.keep()
 	return nil
 }
 
@@ -417,7 +467,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Close ends tracking and closes the disks. Run must have returned. It may be
+// Close closes the disks. Tracking ends, or goes on without this process where
+// Options.Pins says so, until [Unpin] ends it. Run must have returned. It may be
 // called twice.
 func (e *Engine) Close() error {
 	err := errors.Join(e.tracker.Close(), closeSources(e.sources))

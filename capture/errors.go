@@ -3,6 +3,8 @@ package capture
 import (
 	"errors"
 	"fmt"
+
+	"rehost/capture/bpf"
 )
 
 // A DiskError is a source disk that could not be read as it should. What was
@@ -46,6 +48,10 @@ var (
 
 	// ErrShrunk is the cause of a [DiskError] for a disk that has become smaller.
 	ErrShrunk = errors.New("the disk has become smaller than when it was added; remove it from replication and add it again")
+
+	// ErrPinned is wrapped by [Open] and [Unpin] while another process tracks with
+	// the same pins.
+	ErrPinned = bpf.ErrBusy
 
 	// ErrBadDevice is wrapped by [Resolve] for a path that names no disk to replicate.
 	ErrBadDevice = errors.New("not a disk that can be replicated")

@@ -12,9 +12,9 @@ import (
 	"rehost/capture/bpf"
 )
 
-// maxBitmap is the most that the kernel's dirty bitmap may take, in bytes. With
-// the engine's three sets of the same size and the tables this keeps a server's
-// tracking under 160 MiB; 1 TiB in blocks takes 32 MiB.
+// maxBitmap is the most that the kernel's dirty bitmap may take, in bytes. What is
+// owed and the engine's sets take as much each, which keeps a server's tracking
+// under 200 MiB; 1 TiB in blocks takes 32 MiB.
 const maxBitmap = 36 << 20
 
 // kernelShift is the finest granularity whose bitmap is small enough.
@@ -44,6 +44,13 @@ type kernelTracker struct {
 	issued    uint64 // by all disks, at the last flip
 	clean     bool   // the last audit covered every disk and found nothing
 
+	// Where tracking outlives this process.
+	pins     *bpf.Pins // nil: it does not
+	identity identity
+	record   record    // nil: it does not
+	position *position // of an engine before this one, whose tracking went on
+	fate     string
+
 	mu    sync.Mutex // guards:
 	proof string
 }
@@ -61,43 +68,61 @@ type baseline struct {
 	lost   bool        // a completion is known to be missing in counts
 }
 
-func newKernelTracker(ctx context.Context, sysfs string, sources []*source, l *layout) (_ *kernelTracker, err error) {
-	t := &kernelTracker{layout: l, sources: sources, sysfs: sysfs}
-	disks := make([]bpf.Disk, 0, len(sources)+1)
-	for i, s := range sources {
-		queues, tags, err := queueShape(sysBlock(sysfs, s.major, s.minor))
-		if err != nil {
-			return nil, fmt.Errorf("track %s: %w", s.disk.Name, err)
-		}
-		p := l.disks[i]
-		disks = append(disks, bpf.Disk{Major: s.major, Minor: s.minor, Granules: p.granules, Word0: uint32(p.word0), Queues: queues, Tags: tags})
-	}
-	canary, err := newCanary(sysfs, l)
-	if err == nil {
-		defer canary.close()
-		disks = append(disks, canary.disk)
-	}
-	canaryErr := err
-	if t.bpf, err = bpf.Load(disks, 3+uint32(l.shift)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotSupported, err)
+func newKernelTracker(ctx context.Context, o Options, sources []*source, l *layout) (_ *kernelTracker, err error) {
+	t := &kernelTracker{layout: l, sources: sources, sysfs: o.sysfs}
+	disks, err := t.shape()
+	if err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			t.Close()
 		}
 	}()
-	if canaryErr == nil {
-		if err := canary.sing(t.bpf, len(sources)); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNotSupported, err)
-		}
-		t.proof = "writes to a disk made for the purpose were seen"
-	} else {
-		t.proof = "not shown yet; the audit against diskstats will (" + canaryErr.Error() + ")"
-	}
-	if err := t.settleDown(ctx); err != nil {
+	if err := t.claim(o, disks); err != nil {
 		return nil, err
 	}
+	if t.adopt(disks) {
+		return t, nil
+	}
+	if err := t.load(ctx, disks); err != nil {
+		return nil, err
+	}
+	t.pin()
 	return t, nil
+}
+
+// shape is what the kernel side is to know of the disks.
+func (t *kernelTracker) shape() (disks []bpf.Disk, err error) {
+	for i, s := range t.sources {
+		queues, tags, err := queueShape(sysBlock(t.sysfs, s.major, s.minor))
+		if err != nil {
+			return nil, fmt.Errorf("track %s: %w", s.disk.Name, err)
+		}
+		p := t.layout.disks[i]
+		disks = append(disks, bpf.Disk{Major: s.major, Minor: s.minor, Granules: p.granules, Word0: uint32(p.word0), Queues: queues, Tags: tags})
+	}
+	return disks, nil
+}
+
+// load starts to track, and shows where it can that the kernel runs the programs.
+func (t *kernelTracker) load(ctx context.Context, disks []bpf.Disk) error {
+	canary, canaryErr := newCanary(t.sysfs, t.layout)
+	if canaryErr == nil {
+		defer canary.close()
+		disks = append(disks, canary.disk)
+	}
+	var err error
+	if t.bpf, err = bpf.Load(disks, 3+uint32(t.layout.shift)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	t.proof = "writes to a disk made for the purpose were seen"
+	if canaryErr != nil {
+		t.proof = "not shown yet; the audit against diskstats will (" + canaryErr.Error() + ")"
+	} else if err := canary.sing(t.bpf, len(t.sources)); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSupported, err)
+	}
+	return t.settleDown(ctx)
 }
 
 // queueShape is how many hardware queues and tags a disk has. A disk without any
@@ -315,9 +340,13 @@ func (t *kernelTracker) stillMoving(i int, counts bpf.Counters, st diskstats) bo
 	return err != nil || again != st || t.bpf.Counters(i) != counts
 }
 
-func (t *kernelTracker) Close() error {
-	if t.bpf == nil {
-		return nil
+// Close lets go of the programs. Where they are pinned they go on.
+func (t *kernelTracker) Close() (err error) {
+	if t.bpf != nil {
+		err = t.bpf.Close()
 	}
-	return t.bpf.Close()
+	if t.pins != nil {
+		err = errors.Join(err, t.pins.Close())
+	}
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -112,12 +113,18 @@ func TestEngine_CrossDisk(t *testing.T) {
 }
 
 // TestEngine_PointAge measures how old the newest point is, once a millisecond,
-// under 20 MB/s of random 4 KiB writes. It reports; only what is absurd fails.
+// under 20 MB/s of random 4 KiB writes, without pins and with. It reports; only
+// what is absurd fails.
 func TestEngine_PointAge(t *testing.T) {
+	t.Run("not pinned", func(t *testing.T) { pointAge(t, "") })
+	t.Run("pinned", func(t *testing.T) { pointAge(t, filepath.Join(fault.BPF(t), "rehost-agent", "one")) })
+}
+
+func pointAge(t *testing.T, pins string) {
 	l := fault.Loop(t, 256<<20)
 	disks := disksOf(t, l)
 	f := openDirect(t, l.Path, 0)
-	e := openEngine(t, Options{Disks: disks})
+	e := openEngine(t, Options{Disks: disks, Pins: pins})
 	rep := newReplica(disks)
 	start(t, e, rep, 0)
 	waitPoint(t, rep) // as old as the first copy took

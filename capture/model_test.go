@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -41,7 +42,15 @@ type variant struct {
 	rollback                          float64 // the other side loses points between two sessions
 	mistaken                          bool    // and says that it has them
 	there                             bool    // the other side has a replica from before, some of it right
-	mutant                            bool
+	audits                            bool    // lost issues are noticed, some time later
+
+	// The process is killed at any step, and another one goes on with what is pinned.
+	crashes                         bool
+	oweLate, settleEarly, noRestore bool
+	keepLate, trusting, noDoubt     bool
+	unsuspecting                    bool
+
+	mutant bool
 }
 
 var variants = []variant{
@@ -52,6 +61,19 @@ var variants = []variant{
 	{name: "M points lost by the other side unnoticed", rollback: .3, mistaken: true, mutant: true},
 	{name: "a replica from before", there: true, requeue: .02, rollback: .1},
 	{name: "M no conflict test in a rescan", there: true, noConflictTest: true, mutant: true},
+	{name: "kills", crashes: true},
+	{name: "kills, requeues and lost completions", crashes: true, requeue: .02, lostComplete: .02},
+	{name: "kills and points lost by the other side", crashes: true, rollback: .3},
+	{name: "audits that fail", audits: true, lostIssue: .1},
+	{name: "kills and audits that fail", crashes: true, audits: true, lostIssue: .1},
+	{name: "kills in a rescan", crashes: true, there: true, requeue: .02, rollback: .1},
+	{name: "M killed between the bitmap and what is owed", crashes: true, oweLate: true, mutant: true},
+	{name: "M no longer owed before it is acknowledged", crashes: true, settleEarly: true, mutant: true},
+	{name: "M what is owed is not read back", crashes: true, noRestore: true, mutant: true},
+	{name: "M acknowledgement written down too late", crashes: true, rollback: .3, keepLate: true, mutant: true},
+	{name: "M position taken from the other side", crashes: true, rollback: .3, trusting: true, mutant: true},
+	{name: "M doubt forgotten by a kill", crashes: true, rollback: .3, noDoubt: true, mutant: true},
+	{name: "M suspicion forgotten by a kill", crashes: true, audits: true, lostIssue: .1, unsuspecting: true, mutant: true},
 	{name: "M no conflict test", noConflictTest: true, mutant: true},
 	{name: "M conflict test before the read", conflictFirst: true, mutant: true},
 	{name: "M filter marked after the data landed", markLate: true, mutant: true},
@@ -78,7 +100,7 @@ type modelRequest struct {
 	landed             uint32
 	slow               float64
 	done               func()
-	began              bool
+	began, unseen      bool
 }
 
 const (
@@ -116,8 +138,20 @@ type model struct {
 	record int32
 	slow   float64
 
+	// What is pinned, and what of it was written down.
+	owes     []uint64
+	saved    *position
+	late     *position // for one who writes down too late
+	lost     int       // completions whose issue was not seen
+	account  int       // how many of them are known
+	accounts int       // as it was written down
+
 	// The engine's side.
+	engine   *Engine
 	yield    func()
+	landing  func()       // a Commit that is under way
+	clean    bool         // the last Settle saw everything
+	wrong    []block.Seq  // points that no power cut could have left
 	early    []modelBlock // scanned before the flip
 	asked    bool         // conflict, asked before the read
 	staged   map[uint64]block.Run
@@ -129,6 +163,8 @@ type model struct {
 	pauses   int                                          // the longest, in steps
 	points   int
 	progress int
+	kills    int
+	excused  int
 	bad      string
 }
 
@@ -189,7 +225,7 @@ func (m *model) step(i int) {
 			q.began, m.writes[q.id].issued = true, m.now
 		}
 		if q.gen, q.marked, q.state = m.gen, 0, issuing; m.chance(m.v.lostIssue) {
-			q.state = landing
+			q.state, q.unseen = landing, true
 		}
 	case issuing: // a mark a step, then the pending table
 		if q.marked < q.n {
@@ -238,7 +274,9 @@ func (m *model) step(i int) {
 			return
 		}
 		m.pend[q.disk][q.tag] = modelRange{}
-		q.state = over
+		if q.state = over; q.unseen {
+			m.lost++
+		}
 	case over: // whoever wrote is told
 		m.writes[q.id].completed = m.now
 		m.inUse[q.disk][q.tag] = false
@@ -347,7 +385,14 @@ func (m *model) scan(f func(disk, block int)) {
 	for d := range modelDisks {
 		for b := range modelBlocks {
 			if m.dirty[d][b] {
+				if m.v.oweLate {
+					m.dirty[d][b] = false
+					m.yield()
+				}
 				f(d, b)
+				if m.v.crashes && !m.v.oweLate {
+					m.yield()
+				}
 				if !m.v.clearAfterRead {
 					m.dirty[d][b] = false
 				}
@@ -412,9 +457,68 @@ func (m *model) Conflict(disk int, first, n uint64) bool {
 	return m.conflict(disk, int(first), int(n))
 }
 
-func (m *model) Settle(context.Context) (bool, error) { return true, nil }
-func (m *model) Close() error                         { return nil }
-func (m *model) audited() bool                        { return m.chance(m.v.rollback / 10) }
+// Settle fails when an audit, now and then, knows of a write whose issue was not
+// seen. It covers everything when there is none, also none under way.
+func (m *model) Settle(context.Context) (bool, error) {
+	if m.clean = false; !m.v.audits || m.chance(.95) {
+		return true, nil
+	}
+	if m.lost > m.account {
+		m.account = m.lost
+		return false, &AuditError{Disk: -1, Reason: "model"}
+	}
+	m.clean = true
+	for _, q := range m.active {
+		m.clean = m.clean && !q.unseen
+	}
+	return true, nil
+}
+
+func (m *model) Close() error { return nil }
+
+func (m *model) audited() bool {
+	if m.v.audits {
+		return m.clean
+	}
+	return m.chance(m.v.rollback / 10)
+}
+
+// ---- keeper
+
+func (m *model) owed() []uint64 { return m.owes }
+
+func (m *model) kept() (position, bool) {
+	if m.saved == nil {
+		return position{}, false
+	}
+	return *m.saved, true
+}
+
+func (m *model) keep(p position) {
+	m.yield()
+	if m.v.unsuspecting {
+		p.suspect = false
+	}
+	if p.point = (block.Point{}); m.v.keepLate {
+		m.saved, m.late = m.late, &p
+		if m.saved == nil {
+			m.saved = &p
+		}
+	} else {
+		m.saved = &p
+	}
+	m.accounts = m.account
+	m.yield()
+}
+
+// owing asks whether what is pinned holds everything that is not acknowledged.
+func (m *model) owing() {
+	for w, v := range m.owes {
+		if missing := (m.engine.todo.words[w] | m.engine.staged.words[w]) &^ v; missing != 0 && !m.v.mutant {
+			m.bad = fmt.Sprintf("word %d: %b is to be sent and not owed", w, missing)
+		}
+	}
+}
 
 // noise makes blocks that do not compress, which would take most of the time.
 var noise = func() []byte {
@@ -461,12 +565,54 @@ func (m *model) Put(_ context.Context, epoch block.Seq, ordinal uint64, run bloc
 	return nil
 }
 
-func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags block.Flags) error {
+func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags block.Flags) (err error) {
+	if m.v.settleEarly {
+		for w := range m.owes {
+			m.owes[w] = m.engine.todo.words[w]
+		}
+	}
+	m.landing = func() { err = m.commit(p, runs, flags) }
+	m.yield()
+	if m.landing = nil; m.chance(m.loss) {
+		return errModelLost
+	}
+	if err := m.commit(p, runs, flags); err != nil {
+		return err
+	}
+	m.yield()
+	if m.chance(m.loss) {
+		return errModelLost // it took place, but who knows
+	}
+	return nil
+}
+
+// Retract makes the other side what it was at a point.
+func (m *model) Retract(_ context.Context, after block.Seq) error {
 	m.yield()
 	if m.chance(m.loss) {
 		return errModelLost
 	}
-	if uint64(len(m.staged)) != runs || p.Seq != m.last+1 {
+	for n := len(m.backups); n > 0 && m.last > after; n-- {
+		if m.backups = m.backups[:n-1]; n == 1 {
+			m.replica, m.last = [modelDisks][modelBlocks]int32{}, 0
+		} else {
+			m.replica, m.last = m.backups[n-2].replica, m.backups[n-2].last
+		}
+	}
+	if m.last != after {
+		m.bad = fmt.Sprintf("withdrawn after %v, which is not there", after)
+	}
+	m.bases[after] = m.replica
+	m.wrong = slices.DeleteFunc(m.wrong, func(s block.Seq) bool { return s > after })
+	m.yield()
+	if m.chance(m.loss) {
+		return errModelLost
+	}
+	return nil
+}
+
+func (m *model) commit(p block.Point, runs uint64, flags block.Flags) error {
+	if uint64(len(m.staged)) != runs || p.Seq <= m.last || p.Seq != m.last+1 && !m.v.audits {
 		m.bad = fmt.Sprintf("commit of %v with %d runs after %v with %d", p.Seq, runs, m.last, len(m.staged))
 	}
 	var buf [modelBlocks * block.Size]byte
@@ -481,19 +627,29 @@ func (m *model) Commit(_ context.Context, p block.Point, runs uint64, flags bloc
 		}
 	}
 	clear(m.staged)
-	if m.last = p.Seq; m.v.rollback > 0 {
+	if m.last = p.Seq; m.v.rollback > 0 || m.v.audits {
 		m.backups = append(m.backups, modelBackup{m.replica, m.last})
 	}
 	if flags.Has(block.Consistent) {
 		m.points++
 		m.check()
+		m.excuse()
 	} else {
 		m.progress++
 	}
-	if m.chance(m.loss) {
-		return errModelLost // it took place, but who knows
-	}
 	return nil
+}
+
+// excuse allows a wrong point until an audit has called it clean: then it stays.
+func (m *model) excuse() {
+	if m.v.audits && m.bad != "" {
+		m.bad, m.wrong, m.excused = "", append(m.wrong, m.last), m.excused+1
+	}
+	for _, seq := range m.wrong {
+		if seq <= m.engine.clean {
+			m.bad = fmt.Sprintf("point %v is wrong, and %v was clean", seq, m.engine.clean)
+		}
+	}
 }
 
 // Compare hashes block by block what the other side had.
@@ -563,6 +719,25 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 		m.before()
 	}
 	disks := []block.Disk{{ID: 0, Size: modelBlocks * block.Size}, {ID: 1, Size: modelBlocks * block.Size}}
+	if v.crashes {
+		l := newLayout(disks, 0)
+		m.owes = make([]uint64, l.words)
+	}
+	death := []float64{.0005, .003, .02}[m.r.IntN(3)]
+	next, stop := m.process(disks)
+	defer func() { stop() }()
+	for m.now = 1; m.now < steps && m.bad == ""; m.now++ {
+		if k := m.r.IntN(len(m.active) + weight); k < len(m.active) {
+			m.step(k)
+		} else if next(); v.crashes && (m.chance(death) || m.engine.suspect && m.chance(.2)) {
+			next, stop = m.kill(disks, stop)
+		}
+	}
+	return m
+}
+
+// process is an engine and whoever runs it, a step at a time.
+func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop func()) {
 	e := newEngine(Options{Disks: disks, Readers: 1, Progress: 7 * block.Size}, newLayout(disks, 0), m)
 	e.read, e.chunk = m.read, 1
 	e.sleep = func(context.Context, time.Duration) error {
@@ -571,7 +746,8 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 		}
 		return nil
 	}
-	next, stop := iter.Pull(func(yield func(struct{}) bool) {
+	m.engine = e
+	return iter.Pull(func(yield func(struct{}) bool) {
 		defer func() {
 			if r := recover(); r != nil && r != (modelStopped{}) {
 				panic(r)
@@ -589,21 +765,39 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 				panic(err)
 			}
 			clear(m.staged)
-			if v.noFold {
+			if m.v.noFold {
 				e.todo.clear()
 			}
 			m.roll(e)
 		}
 	})
-	defer stop()
-	for m.now = 1; m.now < steps && m.bad == ""; m.now++ {
-		if k := m.r.IntN(len(m.active) + weight); k < len(m.active) {
-			m.step(k)
-		} else {
-			next()
-		}
+}
+
+// kill ends a process where it is, and lets another one go on with what is pinned. A
+// Commit under way may reach the other side or not.
+func (m *model) kill(disks []block.Disk, stop func()) (func() (struct{}, bool), func()) {
+	m.kills++
+	m.owing()
+	owes := slices.Clone(m.owes)
+	if m.landing != nil && m.chance(.5) {
+		m.landing()
 	}
-	return m
+	m.landing = nil
+	stop()
+	m.owes, m.account = owes, m.accounts
+	clear(m.staged)
+	m.roll(m.engine)
+	next, stop := m.process(disks)
+	if m.saved != nil && m.v.noRestore {
+		m.engine.todo.clear()
+	}
+	if m.v.noDoubt {
+		m.engine.doubt.clear()
+	}
+	if m.v.trusting {
+		m.engine.acked, m.engine.asked, m.engine.clean = m.last, m.last, m.last
+	}
+	return next, stop
 }
 
 // TestModel runs the engine on many simulated machines: none may show a point
@@ -630,10 +824,10 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				n *= 60 // and fewer, as soon as it is caught
 			}
-			points, progress, done := 0, 0, int64(0)
+			points, progress, kills, excused, done := 0, 0, 0, 0, int64(0)
 			for seed := from; seed < from+n; seed++ {
 				m := simulate(v, seed, steps)
-				points, progress, done = points+m.points, progress+m.progress, done+m.now
+				points, progress, kills, excused, done = points+m.points, progress+m.progress, kills+m.kills, excused+m.excused, done+m.now
 				if m.bad == "" {
 					continue
 				}
@@ -646,7 +840,7 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				t.Fatalf("not caught by seeds %d to %d", from, from+n-1)
 			}
-			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress", from, from+n-1, done, points, progress)
+			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d kills, %d wrong points excused", from, from+n-1, done, points, progress, kills, excused)
 			if points < int(n) {
 				t.Fatalf("only %d points: the model tests nothing", points)
 			}

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"math/bits"
+	"sync/atomic"
 
 	"rehost/block"
 )
@@ -56,6 +57,10 @@ type Set struct {
 	words  []uint64
 	some   []uint64
 	count  uint64 // granules
+
+	// owed, if there is any, is memory that outlives this process: what is added to
+	// the set stands there first. Removing leaves it; see settle.
+	owed []uint64
 }
 
 func newSet(l *layout) *Set {
@@ -66,6 +71,9 @@ func newSet(l *layout) *Set {
 func (s *Set) addWord(w int, v uint64) {
 	if v == 0 || w >= len(s.words) {
 		return
+	}
+	if s.owed != nil && v&^s.owed[w] != 0 { // atomic for its order: before whatever the caller does next
+		atomic.StoreUint64(&s.owed[w], s.owed[w]|v)
 	}
 	s.count += uint64(bits.OnesCount64(v &^ s.words[w]))
 	s.words[w] |= v
@@ -126,6 +134,17 @@ func (s *Set) clear() {
 		s.some[i] = 0
 	}
 	s.count = 0
+}
+
+// settle empties the set: its granules are no longer owed, but for those in left.
+func (s *Set) settle(left *Set) {
+	for i, v := range s.some {
+		for ; v != 0 && s.owed != nil; v &= v - 1 {
+			w := i*64 + bits.TrailingZeros64(v)
+			atomic.StoreUint64(&s.owed[w], left.words[w])
+		}
+	}
+	s.clear()
 }
 
 func (s *Set) has(bit uint64) bool { return s.words[bit/64]>>(bit%64)&1 != 0 }

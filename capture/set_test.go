@@ -88,3 +88,21 @@ func TestKernelShift(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkSet_Owed is what it costs a round to owe what it takes: 4,096 words, one
+// bit of each, which is far more than a round usually has.
+func BenchmarkSet_Owed(b *testing.B) {
+	l := newLayout([]block.Disk{{Size: 64 << 30}}, 0)
+	for name, owed := range map[string][]uint64{"not pinned": nil, "pinned": make([]uint64, l.words)} {
+		b.Run(name, func(b *testing.B) {
+			s, rest := newSet(&l), newSet(&l)
+			s.owed = owed
+			for b.Loop() {
+				for w := range 4096 {
+					s.addWord(w*64, 1)
+				}
+				s.settle(rest)
+			}
+		})
+	}
+}

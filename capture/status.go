@@ -38,6 +38,7 @@ type Status struct {
 	State  State
 	Method Method
 	Reason string // why this method, and how it was shown to work
+	Keeps  string // whether tracking goes on without this process; if not, why, and if it was begun anew, why
 	Err    error  // why the last Run returned
 
 	Disks                      []DiskStatus
@@ -96,6 +97,34 @@ func (s *status) ended(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running, s.err = false, err
+}
+
+// resumed says that an engine before this one had come so far.
+func (s *status) resumed(e *Engine, newest block.Point) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.point, s.synced, s.audited = newest, e.synced, e.clean
+	for i, d := range e.disks {
+		left := min(d.Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size)
+		s.backlog[i].Store(left)
+		if s.replicated[i] = d.Size - left; e.synced {
+			s.replicated[i] = d.Size
+		}
+	}
+}
+
+// newest is the newest consistent point.
+func (s *status) newest() block.Point {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.point
+}
+
+// complete says that the first copy was over before this was known.
+func (s *status) complete() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.synced = true
 }
 
 // restarted says that the first copy begins anew.
@@ -186,6 +215,9 @@ func (e *Engine) Status() Status {
 		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit, Audited: s.audited,
 	}
 	out.Method, out.Reason = e.tracker.Method()
+	if k, ok := e.tracker.(interface{ keeps() string }); ok {
+		out.Keeps = k.keeps()
+	}
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
 	for i, d := range e.disks {
 		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load()}
