@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"rehost/awsapi/formgn"
+	"rehost/capture/bpf"
 )
 
 // TestAgent_Story installs, replicates two disks, pauses, goes on, stops, and
@@ -106,6 +107,9 @@ func TestAgent_UninstallsItself(t *testing.T) {
 	defer w.mu.Unlock()
 	if !w.confirmed {
 		t.Error("the service was not told")
+	}
+	if left := w.pinned(); len(left) > 0 {
+		t.Errorf("pinned after the end: %v", left)
 	}
 }
 
@@ -233,8 +237,44 @@ func TestAgent_Killed(t *testing.T) {
 		_ = cmd.Wait()
 	}
 	cmd := start()
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	w.equal("after kills")
+	w.wait("a report of continuous replication", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		n := len(w.reports)
+		return n > 0 && w.reports[n-1].State == formgn.DataReplicationStateContinuous
+	})
+	_, _ = cmd.Process.Kill(), cmd.Wait()
+	if bpf.Supported() == nil {
+		w.goesOn(start)
+	}
+	cmd = start()
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
 	w.scribble(0, 0, diskSize)
 	w.equal("after kills, live")
+}
+
+// goesOn: an agent that is killed after the first copy and started again takes over
+// the tracking, and never says that it copies.
+func (w *world) goesOn(start func() *exec.Cmd) {
+	w.t.Helper()
+	w.mu.Lock()
+	w.reports = nil
+	w.mu.Unlock()
+	w.scribble(1, 0, diskSize/8)
+	cmd := start()
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	w.equal("after a kill, with writes meanwhile")
+	w.wait("reports", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return len(w.reports) > 3 })
+	s, err := ReadStatus(w.state)
+	if err != nil || !strings.HasPrefix(s.Keeps, "went on while no agent ran") {
+		w.t.Errorf("tracking %s, %v", s.Keeps, err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.reports {
+		if r.State != formgn.DataReplicationStateContinuous && r.State != formgn.DataReplicationStateBacklog && r.State != formgn.DataReplicationStateStalled {
+			w.t.Errorf("state %s after a restart", r.State)
+		}
+	}
 }

@@ -36,6 +36,8 @@ func Hint(err error) string {
 		return "install it with: rehost-agent install"
 	case errors.Is(err, ErrRunning):
 		return "rehost-agent status shows what it does"
+	case errors.Is(err, capture.ErrPinned):
+		return "another agent of this state directory has not ended yet; if it stays so, see who uses the directory of pins that rehost-agent status names"
 	case errors.Is(err, ErrNoRoot):
 		return "name the disks with --devices, and with --no-prompt --force-volumes exactly these are taken"
 	case errors.Is(err, ErrNoIdentity):

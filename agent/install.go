@@ -45,6 +45,7 @@ type InstallOptions struct {
 	UserProvidedID string
 	NoReplication  bool
 	Service        string // one of the Service constants; "" is what the machine has
+	BPFFS          string // where the BPF file system is mounted; "" is /sys/fs/bpf
 
 	Machine Machine
 	System  capture.System
@@ -255,7 +256,7 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
 	}, out, nil
 }
 
@@ -283,7 +284,7 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 	old, oldErr := dir.config()
 	defer func() {
 		if err != nil && oldErr != nil { // nothing was here: nothing stays
-			err = errors.Join(err, removeService(config.Service, true), stopRunning(context.WithoutCancel(ctx), dir), dir.wipe())
+			err = errors.Join(err, removeService(config.Service, true), stopRunning(context.WithoutCancel(ctx), dir), unpin(dir.pins(config)), dir.wipe())
 		}
 	}()
 	if oldErr == nil {
@@ -293,6 +294,11 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 	}
 	if err := stopRunning(ctx, dir); err != nil {
 		return err
+	}
+	if oldErr == nil && dir.pins(old) != dir.pins(config) {
+		if err := unpin(dir.pins(old)); err != nil {
+			o.Log.Warn("tracking of the old installation is not ended", "err", err)
+		}
 	}
 	lock, err := dir.lock() // nobody starts it meanwhile
 	if err != nil {

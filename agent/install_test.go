@@ -38,7 +38,7 @@ func TestInstall_Program(t *testing.T) {
 		return string(out), err
 	}
 	install := []string{"install", "--no-prompt", "--endpoint", w.address, "--ca-fingerprint", strings.ToUpper(w.authority.Fingerprint()),
-		"--force-volumes", "--devices", w.disks[0].Path + "," + w.disks[1].Path, "--tags", "Name=db", "Stage=test"}
+		"--bpffs", w.bpffs, "--force-volumes", "--devices", w.disks[0].Path + "," + w.disks[1].Path, "--tags", "Name=db", "Stage=test"}
 	t.Cleanup(func() {
 		if pid := stateDir(w.state).running(); pid != 0 {
 			_ = stopRunning(t.Context(), stateDir(w.state))
@@ -80,6 +80,9 @@ func TestInstall_Program(t *testing.T) {
 	}
 	if _, err := os.Stat(w.state); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("the directory stays: %v", err)
+	}
+	if left := w.pinned(); len(left) > 0 {
+		t.Errorf("pinned after the end: %v", left)
 	}
 	if out, err = run("status"); err == nil || !strings.Contains(out, "hint: install it with") {
 		t.Fatalf("%v: %s", err, out)

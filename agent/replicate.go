@@ -26,9 +26,10 @@ const (
 
 // Delays between sessions grow between these.
 const (
-	minBackoff  = 200 * time.Millisecond
-	maxBackoff  = 30 * time.Second
-	steadyAfter = 30 * time.Second // a session that lasted so long was good
+	minBackoff   = 200 * time.Millisecond
+	maxBackoff   = 30 * time.Second
+	unpinTimeout = 5 * time.Second
+	steadyAfter  = 30 * time.Second // a session that lasted so long was good
 )
 
 // An engine follows disks and replicates them; *capture.Engine is one.
@@ -60,15 +61,17 @@ type session interface {
 //	   |  STOP: from anywhere  |  +------ any error -------+     | START
 //	   +-----------------------+         after a delay        PAUSED <-- PAUSE
 //
-// The engine, and with it the tracking of changes, lives from the first START
-// to a STOP: across sessions, pauses and times without the service.
+// The engine lives from the first START to a STOP: across sessions, pauses and
+// times without the service. Tracking lives as long, and where it can be pinned
+// also across this process's end: then only a STOP ends it.
 type replication struct {
 	log  *slog.Logger
 	open func(ctx context.Context, p pairing) (engine, error)
 	dial func(ctx context.Context, p pairing) (session, error)
 	pair func(ctx context.Context, p pairing) (pairing, error) // asks the service anew
 	note func(failure error)
-	keep func() // what is wanted has changed
+	keep func()       // what is wanted has changed
+	end  func() error // ends tracking that goes on without an engine
 	now  func() time.Time
 
 	mu      sync.Mutex // guards:
@@ -133,7 +136,7 @@ func (r *replication) run(ctx context.Context) {
 		if want.Command != commandStart && (want.Command != commandPause || r.engine == nil) {
 			if want.Command == commandStop {
 				r.closeEngine()
-				r.note(nil)
+				r.note(r.end())
 			}
 			delay = minBackoff
 			select {
@@ -306,7 +309,20 @@ func (a *agent) openCapture(ctx context.Context, p pairing) (engine, error) {
 	for i := range disks {
 		disks[i].Size = p.Disks[i].Size // a disk that is smaller by now is found out by the engine
 	}
-	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log})
+	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.dir.pins(a.config), Replica: a.config.SourceServerID})
+}
+
+// endCapture ends the tracking that outlives the agent.
+func (a *agent) endCapture() error { return unpin(a.dir.pins(a.config)) }
+
+// unpin ends tracking that is pinned. A process that was killed may hold it for a
+// moment more.
+func unpin(dir string) error {
+	for end := time.Now().Add(unpinTimeout); ; time.Sleep(20 * time.Millisecond) {
+		if err := capture.Unpin(dir); !errors.Is(err, capture.ErrPinned) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // dialWire opens a session with the replication server that the agent was paired

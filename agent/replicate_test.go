@@ -62,9 +62,9 @@ func TestReplication_Commands(t *testing.T) {
 		var sessions []*stillSession
 		var dials []time.Time
 		var failure error
-		broken := true
+		broken, ended := true, 0
 		down := errors.New("network is down")
-		r := &replication{log: slog.New(slog.DiscardHandler), now: time.Now, keep: func() {}, note: func(err error) { failure = err },
+		r := &replication{log: slog.New(slog.DiscardHandler), now: time.Now, keep: func() {}, end: func() error { ended++; return nil }, note: func(err error) { failure = err },
 			pair: func(_ context.Context, p pairing) (pairing, error) {
 				p.Disks, p.Address, p.Replicator = []block.Disk{{Name: "/dev/x", Size: 1 << 20}}, "a:1500", replicator
 				return p, nil
@@ -121,13 +121,16 @@ func TestReplication_Commands(t *testing.T) {
 		r.command(commandStart, 0, false)
 		time.Sleep(time.Minute)
 		synctest.Wait()
+		if ended != 0 {
+			t.Errorf("tracking ended %d times without a STOP", ended)
+		}
 		if engines[0].paused || engines[0].mbit != 0 || len(sessions) != 2 || len(engines) != 1 || engines[0].runs != 2 {
 			t.Errorf("paused %v, %d Mbit/s, %d sessions, %d engines, %d runs", engines[0].paused, engines[0].mbit, len(sessions), len(engines), engines[0].runs)
 		}
 		r.command(commandStop, 0, false)
 		synctest.Wait()
-		if !engines[0].closed || failure != nil {
-			t.Errorf("closed %v, failure %v", engines[0].closed, failure)
+		if !engines[0].closed || ended != 1 || failure != nil {
+			t.Errorf("closed %v, tracking ended %d times, failure %v", engines[0].closed, ended, failure)
 		}
 		r.command(commandStart, 0, false)
 		synctest.Wait()

@@ -56,7 +56,7 @@ func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool)
 		r.Error = formgn.ReplicationErrorNotConverging
 		r.RawError = pointer("writes outrun what is read and sent; see the backlog and the bandwidth throttling")
 	}
-	r.TrackingMethod, r.TrackingReason = formgn.TrackingMethod(c.Method), pointer(clip(c.Reason, 1000))
+	r.TrackingMethod, r.TrackingReason = formgn.TrackingMethod(c.Method), pointer(clip(trackingReason(c), 1000))
 	if c.ETA > 0 {
 		r.EtaSeconds = pointer(int64(c.ETA.Seconds()))
 	}
@@ -65,6 +65,14 @@ func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool)
 	}
 	r.Disks = diskProgress(c)
 	return r, true
+}
+
+// trackingReason is why changes are found so, and what becomes of that without the agent.
+func trackingReason(c capture.Status) string {
+	if c.Keeps == "" {
+		return c.Reason
+	}
+	return c.Reason + "; tracking " + c.Keeps
 }
 
 // diskProgress is how far each disk is. During the first copy what was read

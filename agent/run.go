@@ -135,7 +135,7 @@ func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
 	if o.renewShare > 0 {
 		a.identity.share = o.renewShare
 	}
-	a.replication = replication{log: a.log, open: a.openCapture, dial: a.dialWire, pair: a.pair, note: a.noteFailure, keep: a.remember, now: time.Now}
+	a.replication = replication{log: a.log, open: a.openCapture, dial: a.dialWire, pair: a.pair, note: a.noteFailure, keep: a.remember, end: a.endCapture, now: time.Now}
 	a.replication.init(p)
 	a.board.setPairing(p)
 	return a, nil

@@ -3,6 +3,8 @@ package agent
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +29,9 @@ import (
 
 // DefaultStateDir is where an agent keeps its state.
 const DefaultStateDir = "/var/lib/rehost-agent"
+
+// defaultBPFFS is where systemd and others mount the BPF file system.
+const defaultBPFFS = "/sys/fs/bpf"
 
 const (
 	configFile  = "config.json"
@@ -57,7 +62,8 @@ type Config struct {
 	Disks          []Device  `json:"disks"`            // chosen for replication
 	Forced         bool      `json:"forced,omitempty"` // nothing but Disks is looked for
 	NoReplication  bool      `json:"noReplication,omitempty"`
-	Service        string    `json:"service"` // systemd, detached or none
+	Service        string    `json:"service"`         // systemd, detached or none
+	BPFFS          string    `json:"bpffs,omitempty"` // where the BPF file system is; "" is defaultBPFFS
 	Installed      time.Time `json:"installed"`
 }
 
@@ -88,6 +94,20 @@ type pairing struct {
 	Address    string       `json:"address,omitempty"`
 	Generation uint64       `json:"generation,omitempty"`
 	Throttling int64        `json:"bandwidthThrottling,omitempty"` // Mbit/s; 0 is none
+}
+
+// pins is where an installation's tracking outlives the agent's process.
+func (d stateDir) pins(c Config) string {
+	root := c.BPFFS
+	if root == "" {
+		root = defaultBPFFS
+	}
+	path, err := filepath.Abs(string(d))
+	if err != nil {
+		path = string(d)
+	}
+	name := sha256.Sum256([]byte(path))
+	return filepath.Join(root, "rehost-agent", hex.EncodeToString(name[:8]))
 }
 
 func (p pairing) ready() bool { return p.Replicator != "" && p.Address != "" && len(p.Disks) > 0 }

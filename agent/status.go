@@ -32,6 +32,7 @@ type Status struct {
 	Service  string     `json:"service,omitempty"` // why the service cannot be asked
 	Tracking string     `json:"tracking,omitempty"`
 	Reason   string     `json:"trackingReason,omitempty"`
+	Keeps    string     `json:"trackingKeeps,omitempty"` // whether it goes on without the agent
 	Disks    []DiskLine `json:"disks,omitempty"`
 
 	ReadRate  float64      `json:"readBytesPerSecond"`
@@ -114,6 +115,9 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	if s.Tracking != "" {
 		line("Tracking", "%s (%s)", s.Tracking, s.Reason)
 	}
+	if s.Keeps != "" {
+		line("", "%s", s.Keeps)
+	}
 	line("Speed", "%.1f MB/s read, %.1f MB/s sent", s.ReadRate/1e6, s.SentRate/1e6)
 	if s.ETA > 0 {
 		line("Time left", "%s", time.Duration(s.ETA*float64(time.Second)).Round(time.Second))
@@ -184,7 +188,7 @@ func (a *agent) status() Status {
 	if !ok {
 		return s
 	}
-	s.Tracking, s.Reason = string(c.Method), c.Reason
+	s.Tracking, s.Reason, s.Keeps = string(c.Method), c.Reason, c.Keeps
 	s.ReadRate, s.SentRate = c.ReadRate, c.SentRate
 	s.ETA, s.Lag = c.ETA.Seconds(), c.Lag.Seconds()
 	if !c.Point.Seq.IsZero() {

@@ -29,7 +29,7 @@ func (a *agent) uninstall() error {
 	if err := removeService(a.config.Service, false); err != nil {
 		a.log.Warn("service is not removed", "err", err)
 	}
-	if err := a.dir.wipe(); err != nil {
+	if err := errors.Join(a.endCapture(), a.dir.wipe()); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
 	return ErrUninstalled
@@ -64,7 +64,7 @@ func Uninstall(ctx context.Context, dir string, log *slog.Logger) (told bool, er
 	if configErr == nil {
 		told = farewell(ctx, d, config, log)
 	}
-	return told, d.wipe()
+	return told, errors.Join(unpin(d.pins(config)), d.wipe())
 }
 
 func farewell(ctx context.Context, d stateDir, config Config, log *slog.Logger) bool {

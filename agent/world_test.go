@@ -7,8 +7,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	mrand "math/rand/v2"
 	"net"
@@ -77,6 +79,7 @@ type world struct {
 
 	disks []*fault.Disk
 	state string // directory of the agent
+	bpffs string // where it pins
 
 	mu         sync.Mutex      // guards what follows
 	cert       tls.Certificate // of the replication server
@@ -124,7 +127,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Parallel()
 	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
-		state: filepath.Join(t.TempDir(), "state")}
+		state: filepath.Join(t.TempDir(), "state"), bpffs: fault.BPF(t)}
 	var err error
 	if w.authority, err = ca.Open(t.TempDir(), ca.Options{}); err != nil {
 		t.Fatal(err)
@@ -394,7 +397,7 @@ func (w *world) options() InstallOptions {
 	return InstallOptions{StateDir: w.state, Endpoint: w.address, Region: region,
 		Credentials:   Credentials{AccessKeyID: w.installer.AccessKeyID, SecretAccessKey: string(w.installer.SecretAccessKey)},
 		CAFingerprint: w.authority.Fingerprint(), Devices: []string{w.disks[0].Path, w.disks[1].Path}, ForceVolumes: true,
-		Service: ServiceNone, Log: slog.New(slog.NewTextHandler(w.agentLog, nil))}
+		BPFFS: w.bpffs, Service: ServiceNone, Log: slog.New(slog.NewTextHandler(w.agentLog, nil))}
 }
 
 func (w *world) install() *Installed {
@@ -419,6 +422,21 @@ func (w *world) run(change ...func(*RunOptions)) (stop func() error) {
 	stop = sync.OnceValue(func() error { cancel(); return <-done })
 	w.t.Cleanup(func() { _ = stop() })
 	return stop
+}
+
+// pinned is what is left in the BPF file system.
+func (w *world) pinned() (names []string) {
+	w.t.Helper()
+	err := filepath.WalkDir(filepath.Join(w.bpffs, "rehost-agent"), func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		w.t.Fatal(err)
+	}
+	return names
 }
 
 // wait waits until ok, or fails with what.

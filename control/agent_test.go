@@ -336,6 +336,12 @@ func TestRescan(t *testing.T) {
 	}
 	first := stamp(w.clock.Now())
 	look(mgn.DataReplicationStateContinuous, first)
+	for _, state := range []formgn.DataReplicationState{"STALLED", "CONTINUOUS"} { // an agent that goes on where it was: no session yet, then one
+		if _, err := w.UpdateAgentBacklog(ctx, &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: state, Disks: []formgn.DiskProgress{}}); err != nil {
+			t.Fatal(err)
+		}
+		look(mgn.DataReplicationStateContinuous, first)
+	}
 	if _, err := w.UpdateAgentBacklog(ctx, &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: formgn.DataReplicationStateInitialSync, Disks: []formgn.DiskProgress{}}); err != nil {
 		t.Fatal(err)
 	}

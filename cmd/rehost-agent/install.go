@@ -30,6 +30,7 @@ type installCommand struct {
 
 	NoService bool   `help:"Start nothing; say how the agent is run."`
 	StateDir  string `help:"Directory of the installation." default:"${state}" type:"path"`
+	BPFFS     string `name:"bpffs" help:"Where the BPF file system is mounted, in which tracking outlives the agent. Default: /sys/fs/bpf." type:"path" placeholder:"DIR"`
 }
 
 // Help implements [kong.HelpProvider].
@@ -45,7 +46,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, BPFFS: c.BPFFS, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone
