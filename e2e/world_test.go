@@ -51,6 +51,7 @@ type world struct {
 	config  site.Config // how the service is started each time
 	service *site.Service
 	state   string // of the agent
+	bpffs   string // where it pins
 	agent   *site.Process
 	log     *logFile
 }
@@ -65,7 +66,7 @@ func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *w
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
-	w := &world{t: t, ctx: ctx, bin: bin, state: filepath.Join(t.TempDir(), "agent"), log: newLogFile(t)}
+	w := &world{t: t, ctx: ctx, bin: bin, state: filepath.Join(t.TempDir(), "agent"), bpffs: fault.BPF(t), log: newLogFile(t)}
 	w.config = site.Config{Program: filepath.Join(bin, "rehost"), Data: data, Advertise: "127.0.0.1", Args: args, Log: w.log}
 	t.Cleanup(func() {
 		if w.agent != nil {
@@ -95,7 +96,7 @@ func (w *world) serve() {
 // installed is what `rehost-agent install` says, and whether it did it. args
 // come last and win.
 func (w *world) installed(state string, env []string, devices string, args ...string) (out string, err error) {
-	return w.command(env, "rehost-agent", append([]string{"install", "--state-dir", state, "--endpoint", w.service.Endpoint, "--region", site.Region,
+	return w.command(env, "rehost-agent", append([]string{"install", "--state-dir", state, "--bpffs", w.bpffs, "--endpoint", w.service.Endpoint, "--region", site.Region,
 		"--no-prompt", "--no-service", "--force-volumes", "--devices", devices}, args...)...)
 }
 
