@@ -149,6 +149,7 @@ func TestEngine_Killed(t *testing.T) {
 	waitPoint(t, k.rep)
 	s.stop()
 	waitPoint(t, k.rep)
+	waitPoint(t, k.rep) // so that the child knows of the one before
 	v.kill(t, false)
 	k.rep.differs(t, k.disks)
 	if k.anew != 1 {
