@@ -68,6 +68,7 @@ type slaughter struct {
 	rnd      *rand.Rand
 	blocks   atomic.Int64 // received
 	slow     atomic.Int64 // nanoseconds a run
+	commit   time.Duration
 	anew     int          // children that did not go on where the one before was
 }
 
@@ -77,7 +78,7 @@ func newSlaughter(t *testing.T, mutation string) *slaughter {
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	k := &slaughter{disks: disksOf(t, fault.Loop(t, 40<<20), fault.Loop(t, 12<<20+512*3)), mutation: mutation, rnd: rand.New(rand.NewPCG(seed, 0))}
+	k := &slaughter{disks: disksOf(t, fault.Loop(t, 40<<20), fault.Loop(t, 12<<20+512*3)), mutation: mutation, commit: 2 * time.Millisecond, rnd: rand.New(rand.NewPCG(seed, 0))}
 	k.pins = filepath.Join(fault.BPF(t), "rehost-agent", "one")
 	k.rep = newReplica(k.disks)
 	buf := newBuffer()
@@ -99,11 +100,11 @@ func (k *slaughter) spawn(t *testing.T) *victim {
 		if m.Run != nil {
 			k.blocks.Add(int64(m.Run.Extent.Count))
 		}
-		wait := time.Duration(k.slow.Load())
 		if m.Run == nil {
-			wait *= 10 // a Commit takes its time
+			time.Sleep(k.commit)
+			return
 		}
-		time.Sleep(wait)
+		time.Sleep(time.Duration(k.slow.Load()))
 	})
 	if v.state.Method != EBPF {
 		t.Fatalf("the kernel can track, and is not used: %+v", v.state)
@@ -146,7 +147,6 @@ func TestEngine_Killed(t *testing.T) {
 	k.slow.Store(int64(200 * time.Microsecond))
 	k.rounds(t, s, 24, 250*time.Millisecond)
 	v := k.spawn(t)
-	waitPoint(t, k.rep)
 	s.stop()
 	waitPoint(t, k.rep)
 	waitPoint(t, k.rep) // so that the child knows of the one before
@@ -189,9 +189,9 @@ func TestEngine_KilledMutations(t *testing.T) {
 			v := k.spawn(t)
 			waitPoint(t, k.rep)
 			v.kill(t, false)
-			k.slow.Store(int64(time.Millisecond))
-			for range 5 {
-				k.rounds(t, s, 8, 100*time.Millisecond)
+			k.commit = 30 * time.Millisecond // most kills hit one that is under way
+			for range 8 {
+				k.rounds(t, s, 8, 200*time.Millisecond)
 				s.mu.Lock()
 				v := k.spawn(t)
 				waitPoint(t, k.rep)
