@@ -368,7 +368,8 @@ func TestEngine_SinkFails(t *testing.T) {
 			if !errors.Is(err, errLost) && !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)
 			}
-			rep.epoch = 0 // a new session starts its epoch afresh
+			rep.epoch = 0     // a new session starts its epoch afresh,
+			clear(rep.staged) // also where it has nothing to put in it
 		}
 		rep.putErr = nil
 		start(t, e, rep, rep.last())
