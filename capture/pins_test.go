@@ -69,7 +69,7 @@ type slaughter struct {
 	blocks   atomic.Int64 // received
 	slow     atomic.Int64 // nanoseconds a run
 	commit   time.Duration
-	anew     int          // children that did not go on where the one before was
+	anew     int // children that did not go on where the one before was
 }
 
 func newSlaughter(t *testing.T, mutation string) *slaughter {
