@@ -18,21 +18,24 @@ import (
 // A comparing replica can say what of it differs, as it was at any point.
 type comparing struct {
 	*replica
-	compared atomic.Int64 // chunks
+	base     block.Seq               // the one point that it can compare with
+	then     map[block.DiskID][]byte // its content
+	compared atomic.Int64            // chunks
 	differed atomic.Int64
 	fail     func() error // of a question
 	lose     func() error // of an answer to a commit
 }
 
 func newComparing(disks []block.Disk) *comparing {
-	c := &comparing{replica: newReplica(disks), fail: func() error { return nil }, lose: func() error { return nil }}
-	c.keep = map[block.Seq]map[block.DiskID][]byte{}
-	return c
+	return &comparing{replica: newReplica(disks), fail: func() error { return nil }, lose: func() error { return nil }}
 }
 
 func (c *comparing) Compare(_ context.Context, point block.Seq, x block.Extent, hashes []block.Hash) ([]bool, error) {
 	c.mu.Lock()
-	then := c.keep[point][x.Disk]
+	then := c.then[x.Disk]
+	if point != c.base {
+		then = nil
+	}
 	err := c.fail()
 	c.mu.Unlock()
 	if err != nil {
@@ -62,14 +65,13 @@ func (c *comparing) Commit(ctx context.Context, p block.Point, runs uint64, flag
 	return c.lose()
 }
 
-// forgetPoints keeps only the newest: memory.
-func (c *comparing) forgetPoints() {
+// atBase makes the newest point the one to compare with, and counts anew.
+func (c *comparing) atBase() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for seq := range c.keep {
-		if seq != c.last() {
-			delete(c.keep, seq)
-		}
+	c.base, c.then = c.last(), map[block.DiskID][]byte{}
+	for id, d := range c.disks {
+		c.then[id] = bytes.Clone(d)
 	}
 	c.payload = 0
 	c.compared.Store(0)
@@ -142,7 +144,7 @@ func rescan(t *testing.T, shift uint, noEBPF bool) {
 	for i, f := range files {
 		chunks += scatter(t, r, f, sizes[i], 60)
 	}
-	rep.forgetPoints()
+	rep.atBase()
 	rep.epoch = 0
 	e := openEngine(t, options)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -198,7 +200,7 @@ func TestEngine_RescanInterrupted(t *testing.T) {
 	}
 	base := content(t, disks[0])
 	scatter(t, r, f, size, 50)
-	rep.forgetPoints()
+	rep.atBase()
 
 	e := openEngine(t, options)
 	buf := newBuffer()[:block.Size]
