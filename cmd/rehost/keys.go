@@ -25,6 +25,7 @@ type KeysCmd struct {
 	Data       string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
 	SealingKey string `help:"File with the sealing key; by default sealing.key in the directory." placeholder:"FILE"`
 
+	Ls              KeysLsCmd              `cmd:"" help:"List the access keys with age, last use and end; also beside a running service. Exit status 1 if one wants to be looked at."`
 	CreateInstaller KeysCreateInstallerCmd `cmd:"" help:"Make a key that can install agents, and nothing else, and that ends by itself."`
 }
 

@@ -251,7 +251,7 @@ func (s *served) explain(w io.Writer, url string) {
 	fmt.Fprintf(w, `Rehost is set up in %[1]s. Talk to it with the AWS CLI, as its administrator:
 
     export AWS_SHARED_CREDENTIALS_FILE=%[1]s/%[2]s AWS_PROFILE=%[3]s
-    export %[6]sAWS_ENDPOINT_URL_MGN=%[4]s AWS_REGION=%[5]s
+    export %[6]sAWS_ENDPOINT_URL=%[4]s AWS_REGION=%[5]s
     aws mgn initialize-service
     aws mgn describe-source-servers
 
