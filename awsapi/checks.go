@@ -184,7 +184,7 @@ func checkNotYetCurrent(v *verifier, s *signedRequest) error {
 	}
 	now := v.now().UTC()
 	if latest := now.Add(maxSkew); signed.After(latest) {
-		return invalidSignature("Signature not yet current: %s is still later than %s (%s + 5 min.)", s.time, latest.Format(amzTime), now.Format(amzTime))
+		return invalidSignature("Signature not yet current: %s is still later than %s (%s + 5 min.); is the clock of this machine right?", s.time, latest.Format(amzTime), now.Format(amzTime))
 	}
 	return nil
 }
@@ -201,7 +201,7 @@ func checkExpired(v *verifier, s *signedRequest) error {
 	}
 	now := v.now().UTC()
 	if earliest := now.Add(-valid); signed.Before(earliest) {
-		return invalidSignature("Signature expired: %s is now earlier than %s (%s - %s)", s.time, earliest.Format(amzTime), now.Format(amzTime), text)
+		return invalidSignature("Signature expired: %s is now earlier than %s (%s - %s); is the clock of this machine right?", s.time, earliest.Format(amzTime), now.Format(amzTime), text)
 	}
 	return nil
 }

@@ -313,6 +313,10 @@ func sourceFails(t *testing.T, w *world, o *observer, disks []*fault.Disk) {
 			t.Fatal(err)
 		}
 		break_()
+		// As after a reboot: with its pins the agent would go on and not read what has not changed.
+		if err := os.RemoveAll(filepath.Join(w.bpffs, "rehost-agent")); err != nil {
+			t.Fatal(err)
+		}
 		w.runAgent()
 	}
 	for _, trouble := range []struct {
