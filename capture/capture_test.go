@@ -187,7 +187,7 @@ func start(t *testing.T, e *Engine, sink Sink, last block.Seq) (stop func() erro
 func waitPoint(t *testing.T, r *replica) {
 	t.Helper()
 	after := time.Now()
-	for end := after.Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := after.Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		r.mu.Lock()
 		n := len(r.points)
 		ok := n > 0 && r.flags[n-1].Has(block.Consistent) && r.points[n-1].Time.After(after)
@@ -196,7 +196,7 @@ func waitPoint(t *testing.T, r *replica) {
 			return
 		}
 	}
-	t.Fatal("no point within 20 s")
+	t.Fatal("no point within a minute")
 }
 
 // content reads a disk past the page cache.

@@ -34,7 +34,7 @@ func TestKernel(t *testing.T) {
 	defer offer.Close()
 	vm := testvm.Run(t, testvm.Config{MemoryMiB: 1024, Ports: []int{80},
 		Disks: []testvm.Disk{{Path: image.Disk0, Bus: "nvme", Snapshot: true}, {Path: image.Disk1, Bus: "nvme", Snapshot: true}}})
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer cancel()
 	if _, err := vm.Get(ctx, 80, "/"); err != nil {
 		t.Fatal(err)
@@ -43,7 +43,7 @@ func TestKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := vm.Shell(ctx, image.Token, "cd /tmp && TMPDIR=/tmp ./capture.test -test.v -test.timeout 4m -test.run '^("+strings.Join(inGuest, "|")+")$' 2>&1")
+	out, err := vm.Shell(ctx, image.Token, "cd /tmp && TMPDIR=/tmp ./capture.test -test.v -test.timeout 8m -test.run '^("+strings.Join(inGuest, "|")+")$' 2>&1")
 	t.Logf("kernel %s%s", kernel, out)
 	if err != nil {
 		t.Fatalf("the tests failed on kernel %s", kernel)
