@@ -94,7 +94,12 @@ func TestEngine_CrossDisk(t *testing.T) {
 			}
 		}
 	}()
-	time.Sleep(6 * time.Second)
+	begin := time.Now()
+	for enough := false; time.Since(begin) < 6*time.Second || !enough && time.Since(begin) < 2*time.Minute; time.Sleep(50 * time.Millisecond) {
+		rep.mu.Lock()
+		enough = points >= 20 && newest >= 100
+		rep.mu.Unlock()
+	}
 	over.Store(true)
 	for range 3 {
 		<-done
