@@ -62,6 +62,10 @@ func TestInstall_Program(t *testing.T) {
 	} else {
 		t.Logf("the agent uses %d KiB", kib)
 	}
+	w.wait("a status with the disks", func() bool { // it is written once a second
+		s, err := ReadStatus(w.state)
+		return err == nil && len(s.Disks) == 2
+	})
 	if out, err = run("status"); err != nil || !strings.Contains(out, "running, pid") || !strings.Contains(out, w.disks[1].Path) {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -418,7 +418,15 @@ func (w *world) run(change ...func(*RunOptions)) (stop func() error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Run(ctx, o) }()
+	go func() {
+		err := Run(ctx, o)
+		// Where another test has just begun a process, that holds our locks until it is another program.
+		for end := time.Now().Add(time.Second); errors.Is(err, ErrRunning) && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			err = Run(ctx, o)
+		}
+		fmt.Fprintln(w.agentLog, "the agent ended:", err)
+		done <- err
+	}()
 	stop = sync.OnceValue(func() error { cancel(); return <-done })
 	w.t.Cleanup(func() { _ = stop() })
 	return stop
