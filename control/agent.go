@@ -365,7 +365,7 @@ func (c *Service) UpdateAgentBacklog(ctx context.Context, in *formgn.UpdateAgent
 			if s.Replication.current() == stepTransfer && slices.ContainsFunc(in.Disks, moving) {
 				changed = s.Replication.transferring(now) || changed
 			}
-			changed = s.flow(mgn.DataReplicationState(in.State)) || changed
+			changed = s.flow(mgn.DataReplicationState(in.State), now) || changed
 		}
 		return changed
 	})
@@ -389,11 +389,18 @@ func moving(d formgn.DiskProgress) bool {
 	return d.ReplicatedStorageBytes > 0 || d.RescannedStorageBytes > 0
 }
 
+// underWay is how long a report may take from the agent to here.
+const underWay = 10 * time.Second
+
 // flow takes a state over that was reported, as far as it can be true: not
-// before data has come, and not CONTINUOUS before there is a point to launch from.
-func (s *server) flow(reported mgn.DataReplicationState) bool {
+// before data has come, not CONTINUOUS before there is a point to launch from,
+// and not the first copy when the report crossed the point that ended it.
+func (s *server) flow(reported mgn.DataReplicationState, now time.Time) bool {
 	r := &s.Replication
 	if !slices.Contains(flowing, r.Flow) || r.current() >= 0 {
+		return false
+	}
+	if reported == mgn.DataReplicationStateInitialSync && r.FirstPoint != "" && now.Sub(parseStamp(r.FirstPoint)) < underWay {
 		return false
 	}
 	if reported == mgn.DataReplicationStateContinuous && r.FirstPoint == "" {

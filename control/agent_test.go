@@ -316,6 +316,32 @@ func TestFencing(t *testing.T) {
 	}
 }
 
+// TestFirstPointAtOnce: whoever sees that a server is ready sees the point too,
+// also when the service is killed the moment that it is.
+func TestFirstPointAtOnce(t *testing.T) {
+	w := newWorld(t)
+	id := w.register("01")
+	looks := 0
+	w.happened.during = func(e Event) {
+		if e.Name != lifeCycleChanged {
+			return
+		}
+		looks++
+		db, err := OpenDatabase(t.Context(), w.path) // what another process would find
+		w.must(err)
+		defer db.Close()
+		g, err := loadGauge(t.Context(), db.reader)
+		w.must(err)
+		if info := w.describe(id).DataReplicationInfo; info.LastSnapshotDateTime == "" || g.get(id).PointAt != info.LastSnapshotDateTime {
+			t.Errorf("the server is ready; its point is %q, and %q is durable", info.LastSnapshotDateTime, g.get(id).PointAt)
+		}
+	}
+	w.replicate(id)
+	if looks != 1 {
+		t.Errorf("the life cycle went on %d times, not once", looks)
+	}
+}
+
 // TestRescan: an agent that was started again copies everything anew, which the
 // state must not call CONTINUOUS, nor the first copy; what was there stays, and
 // what was withdrawn is gone.
@@ -342,10 +368,16 @@ func TestRescan(t *testing.T) {
 		}
 		look(mgn.DataReplicationStateContinuous, first)
 	}
-	if _, err := w.UpdateAgentBacklog(ctx, &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: formgn.DataReplicationStateInitialSync, Disks: []formgn.DiskProgress{}}); err != nil {
-		t.Fatal(err)
+	copies := func() {
+		t.Helper()
+		if _, err := w.UpdateAgentBacklog(ctx, &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: formgn.DataReplicationStateInitialSync, Disks: []formgn.DiskProgress{}}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	copies() // it crossed the first point on its way
+	look(mgn.DataReplicationStateContinuous, first)
 	w.clock.advance(time.Minute)
+	copies()
 	if info := look(mgn.DataReplicationStateRescan, first); info.LagDuration != duration(time.Minute) {
 		t.Errorf("lag is %s", info.LagDuration)
 	}

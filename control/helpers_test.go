@@ -45,11 +45,15 @@ type world struct {
 
 // happenings are the events that were recorded.
 type happenings struct {
-	mu  sync.Mutex
-	all []Event // guarded by mu
+	mu     sync.Mutex
+	all    []Event     // guarded by mu
+	during func(Event) // called with each, if not nil
 }
 
 func (h *happenings) Record(_ context.Context, e Event) {
+	if h.during != nil {
+		h.during(e)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.all = append(h.all, e)

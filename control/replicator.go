@@ -211,14 +211,17 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	}
 	consistent := in.PointSeq != nil && deref(in.Consistent) && deref(in.InitialSyncDone)
 	var refused error
-	first := false
+	noted := false
 	var from mgn.LifeCycleState
 	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		refused = c.served(s, in.ReplicatorID)
 		if refused == nil && in.Generation != s.Generation {
 			refused = conflict("SourceServer", s.ID, fmt.Sprintf("session %d of source server %s is over: the last one is %d", in.Generation, s.ID, s.Generation))
 		}
-		first = refused == nil && consistent && s.Replication.FirstPoint == ""
+		if refused == nil && consistent && !noted {
+			noted = true // by the look that report takes before it changes anything
+			refused = c.notePoint(ctx, s, in, pointAt, now)
+		}
 		from = s.LifeCycle.State
 		return refused == nil && s.progress(deref(in.ReceivedBytes) > 0 || in.PointSeq != nil, consistent, now)
 	})
@@ -237,30 +240,35 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	c.gauge.set(s.ID, func(t *telemetry) {
 		before = t.PointSeq
 		t.Received, t.Stored = max(t.Received, deref(in.ReceivedBytes)), max(t.Stored, deref(in.StoredBytes))
-		switch {
-		case withdrawn:
+		if withdrawn {
 			t.PointSeq, t.PointAt, t.CurrentAt = "", "", ""
 			if n := len(points); n > 0 {
 				t.PointSeq, t.PointAt = points[n-1].Seq.String(), stamp(points[n-1].Time)
 			}
-		case consistent:
-			t.PointSeq, t.PointAt = *in.PointSeq, stamp(pointAt)
-			if pointAt.After(now) {
-				pointAt = now // the source's clock is ahead
-			}
-			t.CurrentAt = max(t.CurrentAt, stamp(pointAt))
 		}
 		after = t.PointSeq
 	})
 	if withdrawn && before != after {
 		c.happened(ctx, pointsRetracted, s.ID, "before", before, "latest", after, "generation", in.Generation)
 	}
-	if first { // a crash must not leave a server that is ready and has no point
-		if err := c.gauge.flush(ctx, c.db); err != nil {
-			return nil, err
-		}
-	}
 	return &formgn.NotifyAgentReplicationProgressForMgnResponse{}, nil
+}
+
+// notePoint takes a consistent point over. Of the first one that is durable
+// before the state says that there is one: neither who looks in between nor a
+// crash must find a server that is ready and has no point.
+func (c *Service) notePoint(ctx context.Context, s *server, in *formgn.NotifyAgentReplicationProgressForMgnRequest, at, now time.Time) error {
+	c.gauge.set(s.ID, func(t *telemetry) {
+		t.PointSeq, t.PointAt = *in.PointSeq, stamp(at)
+		if at.After(now) {
+			at = now // the source's clock is ahead
+		}
+		t.CurrentAt = max(t.CurrentAt, stamp(at))
+	})
+	if s.Replication.FirstPoint != "" {
+		return nil
+	}
+	return c.gauge.flush(ctx, c.db)
 }
 
 // transferring takes over that data has come, which ends initiation.
