@@ -74,6 +74,9 @@ func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *w
 		}
 		if w.service != nil {
 			w.service.Kill()
+			if err := w.service.RemoveInstances(); err != nil {
+				t.Errorf("remove what was launched: %v", err)
+			}
 		}
 	})
 	w.serve()

@@ -92,7 +92,7 @@ func (d *demo) startService(ctx context.Context) (err error) {
 	if d.service, err = startService(ctx, filepath.Join(d.bin, "rehost"), filepath.Join(d.dir, "service"), d.log); err != nil {
 		return err
 	}
-	d.undo = append(d.undo, d.service.removeInstances, d.service.Stop)
+	d.undo = append(d.undo, d.service.RemoveInstances, d.service.Stop)
 	d.t.say("%s speaks the API of AWS MGN; account, CA and administrator's key are made", d.service.Endpoint)
 	return d.service.SetUp(ctx)
 }

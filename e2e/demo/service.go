@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"path/filepath"
 
 	"rehost/e2e/site"
@@ -35,22 +34,4 @@ func (s *service) instance(id string) (launch.Instance, error) {
 		}
 	}
 	return launch.Instance{}, errors.Join(fmt.Errorf("instance %s is not there, or its ports are not forwarded", id), err)
-}
-
-// removeInstances stops and removes what is still launched, after the service
-// has stopped: an instance that was cut over to is nobody else's to remove.
-func (s *service) removeInstances() (err error) {
-	dir := filepath.Join(s.Data, "instances")
-	list, err := qemu.List(dir)
-	if err != nil || len(list) == 0 {
-		return err
-	}
-	target, err := qemu.Open(qemu.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return err
-	}
-	for _, in := range list {
-		err = errors.Join(err, target.Terminate(context.Background(), in.ID))
-	}
-	return errors.Join(err, target.Close())
 }

@@ -89,6 +89,24 @@ func (d *Decision) Reason() string {
 	return fmt.Sprintf("no statement of the %s allows %s on %s", d.Layer, d.action, d.resource)
 }
 
+// kinds are AWS's names for the policies of a layer, as error texts have them.
+var kinds = [layerCount]string{"identity-based policy", "permissions boundary", "session policy", "resource-based policy"}
+
+// Refusal ends the sentence that tells the caller of a denied request why, in
+// AWS's words: which kind of policy, and neither its name nor its text. It is
+// "" for one that is allowed.
+func (d *Decision) Refusal() string {
+	switch {
+	case d.Allowed:
+		return ""
+	case d.Explicit && d.Layer == IdentityLayer:
+		return "with an explicit deny in an " + kinds[d.Layer]
+	case d.Explicit:
+		return "with an explicit deny in a " + kinds[d.Layer]
+	}
+	return fmt.Sprintf("because no %s allows the %s action", kinds[d.Layer], d.action)
+}
+
 // MarshalJSON writes the decision for machines: what was asked, the verdict,
 // what decided, and what each layer says. It is compact, because it travels in
 // messages of errors.

@@ -209,22 +209,26 @@ func TestEvaluate_Layers(t *testing.T) {
 		policies Policies
 		action   string
 		want     bool
-		reason   string
+		reason   string // for the audit log
+		refusal  string // for the caller, in AWS's words
 	}{
-		{"None", Policies{}, "mgn:StartTest", false, "no statement of the identity policies"},
-		{"Boundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartTest", true, "permissions boundary"},
-		{"OutsideBoundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartCutover", false, "no statement of the permissions boundary"},
-		{"BoundaryGivesNothing", Policies{Identity: []*Document{tests}, Boundary: all}, "mgn:StartCutover", false, "no statement of the identity policies"},
-		{"BoundaryAlone", Policies{Boundary: all}, "mgn:StartCutover", false, "no statement of the identity policies"},
-		{"Session", Policies{Identity: []*Document{all}, Session: []*Document{tests}}, "mgn:StartCutover", false, "no statement of the session policies"},
-		{"DenyInSession", Policies{Identity: []*Document{all}, Session: []*Document{all, never}}, "mgn:StartTest", false, "denied by statement Never"},
-		{"DenyInBoundary", Policies{Identity: []*Document{all}, Boundary: never}, "mgn:StartTest", false, "denied by statement Never"},
-		{"DenyFirst", Policies{Identity: []*Document{never, all}}, "mgn:StartTest", false, "denied by statement Never"},
+		{"None", Policies{}, "mgn:StartTest", false, "no statement of the identity policies", "because no identity-based policy allows the mgn:StartTest action"},
+		{"Boundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartTest", true, "permissions boundary", ""},
+		{"OutsideBoundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartCutover", false, "no statement of the permissions boundary", "because no permissions boundary allows the mgn:StartCutover action"},
+		{"BoundaryGivesNothing", Policies{Identity: []*Document{tests}, Boundary: all}, "mgn:StartCutover", false, "no statement of the identity policies", "because no identity-based policy allows the mgn:StartCutover action"},
+		{"BoundaryAlone", Policies{Boundary: all}, "mgn:StartCutover", false, "no statement of the identity policies", "because no identity-based policy allows the mgn:StartCutover action"},
+		{"Session", Policies{Identity: []*Document{all}, Session: []*Document{tests}}, "mgn:StartCutover", false, "no statement of the session policies", "because no session policy allows the mgn:StartCutover action"},
+		{"DenyInSession", Policies{Identity: []*Document{all}, Session: []*Document{all, never}}, "mgn:StartTest", false, "denied by statement Never", "with an explicit deny in a session policy"},
+		{"DenyInBoundary", Policies{Identity: []*Document{all}, Boundary: never}, "mgn:StartTest", false, "denied by statement Never", "with an explicit deny in a permissions boundary"},
+		{"DenyFirst", Policies{Identity: []*Document{never, all}}, "mgn:StartTest", false, "denied by statement Never", "with an explicit deny in an identity-based policy"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := Evaluate(&Request{Action: test.action, Resource: server, Policies: test.policies})
 			if got.Allowed != test.want || !strings.Contains(got.Reason(), test.reason) {
 				t.Errorf("got %+v: %s", got, got.Reason())
+			}
+			if got.Refusal() != test.refusal {
+				t.Errorf("the caller is told %q", got.Refusal())
 			}
 		})
 	}
