@@ -119,6 +119,7 @@ func (c *Service) step(ctx context.Context, id string, what call, do func(tx *sq
 	if err != nil {
 		return nil, orNotFound(err, id)
 	}
+	c.changes.happened()
 	c.moved(ctx, s, from, string(what))
 	if what == disconnect || what == finalizeCutover {
 		c.happened(ctx, certificatesRevoked, id, "reason", string(what))

@@ -67,7 +67,9 @@ func (c *Service) chooseReplicator(ctx context.Context, q querier) (id string) {
 }
 
 // DescribeReplicationServerAssociations implements the operation of that name.
-// The address, host:port, is what agents are told to connect to.
+// The address, host:port, is what agents are told to connect to. With the
+// revision of the last answer and seconds to wait, the answer comes as soon as
+// it is another: a revoked certificate is refused everywhere at once.
 func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in *formgn.DescribeReplicationServerAssociationsForMgnRequest) (*formgn.DescribeReplicationServerAssociationsForMgnResponse, error) {
 	if err := c.ready(ctx); err != nil {
 		return nil, err
@@ -78,11 +80,17 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 	c.replicators.mu.Lock()
 	c.replicators.trusts[in.ReplicatorID] = deref(in.TrustDigest)
 	c.replicators.mu.Unlock()
+	if seconds := deref(in.WaitSeconds); in.Revision != nil && seconds > 0 {
+		wait, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+		c.changes.wait(wait, *in.Revision)
+		cancel()
+	}
+	revision := c.changes.now() // before what it is of
 	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE replicator_id = ? ORDER BY id`, in.ReplicatorID)
 	if err != nil {
 		return nil, err
 	}
-	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Associations: []formgn.Association{}, TrustBundle: c.trustBundle(in.TrustDigest)}
+	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Revision: &revision, Associations: []formgn.Association{}, TrustBundle: c.trustBundle(in.TrustDigest)}
 	for _, s := range servers {
 		revoked, err := revokedSerials(ctx, c.db.reader, s.ID, c.now())
 		if err != nil {

@@ -91,6 +91,7 @@ type Service struct {
 	now     func() time.Time
 	started time.Time
 	wake    chan struct{} // a job was created
+	changes *changes      // for replication servers
 
 	replicators *replicators
 	turned      map[ca.Certified]bool // revocations that have ended sessions; of tendAuthority alone
@@ -114,7 +115,7 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 		opts.StepTimeout = 90 * time.Second
 	}
 	db := opts.Database
-	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), views: map[string]*exported{}, turned: map[ca.Certified]bool{}}
+	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), changes: newChanges(opts.Now()), views: map[string]*exported{}, turned: map[ca.Certified]bool{}}
 	var err error
 	if c.gauge, err = loadGauge(ctx, db.reader); err != nil {
 		return nil, fmt.Errorf("read telemetry: %w", err)

@@ -116,6 +116,7 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 	}
 	c.log.Info("issued a certificate", "server", in.SourceServerID, "serial", ca.Serial(chain[0]), "caller", caller.ARN)
 	if installing {
+		c.changes.happened()
 		c.happened(ctx, certificatesRevoked, in.SourceServerID, "reason", "the agent was installed", "sessions", "revoked")
 	}
 	c.happened(ctx, certificateIssued, in.SourceServerID, "serial", ca.Serial(chain[0]), "notAfter", stamp(chain[0].NotAfter), "caller", caller.ARN)

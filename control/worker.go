@@ -26,6 +26,7 @@ const parallel = 4
 func (c *Service) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	defer all.Wait()
+	defer c.changes.end()
 	all.Go(func() { c.every(ctx, 5*time.Second, "watch", c.watch) })
 	all.Go(func() { c.every(ctx, time.Second, "observe instances", c.observeAll) })
 	if c.opts.Authority != nil {

@@ -45,6 +45,8 @@ type replicator struct {
 	client  *awsapi.Client
 	session *aws.CredentialsCache
 
+	revision *int64 // of the last answer to associate; of poll alone
+
 	mu      sync.Mutex
 	pending map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest // guarded by mu: not delivered yet, by source server
 }
@@ -102,13 +104,17 @@ func (s sessions) Retrieve(ctx context.Context) (aws.Credentials, error) {
 		CanExpire: true, Expires: expires, Source: "CreateSessionForMgn"}, nil
 }
 
+// breath is the least time between two questions, whatever goes on.
+const breath = 50 * time.Millisecond
+
 // poll asks which source servers are to be served, and so says that this
-// replication server is there. It logs when the service goes and comes.
+// replication server is there. The service answers when there is something new,
+// at the latest after the poll's time, so that what is revoked is refused at
+// once. It logs when the service goes and comes.
 func (r *replicator) poll(ctx context.Context) {
-	tick := time.NewTicker(r.config.Poll)
-	defer tick.Stop()
 	var trouble error
 	for {
+		asked := time.Now()
 		err := r.associate(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -119,13 +125,17 @@ func (r *replicator) poll(ctx context.Context) {
 			r.log.Info("the service answers")
 		}
 		trouble = err
+		pause := r.config.Poll - time.Since(asked)
 		if err == nil {
 			r.deliver(ctx)
+			if r.revision != nil && r.config.Poll >= time.Second {
+				pause = breath // the service will wait
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -142,11 +152,16 @@ func call[In, Out any](ctx context.Context, r *replicator, op *awsapi.Op[In, Out
 	return out, err
 }
 
+// longestWait is how many seconds the service can be asked to wait.
+const longestWait = 20
+
 func (r *replicator) associate(ctx context.Context) error {
-	digest := r.config.Bundle.Digest()
+	digest, wait := r.config.Bundle.Digest(), int32(min(r.config.Poll/time.Second, longestWait))
 	out, err := call(ctx, r, formgn.DescribeReplicationServerAssociationsForMgn,
-		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address, TrustDigest: &digest})
+		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address, TrustDigest: &digest,
+			Revision: r.revision, WaitSeconds: &wait})
 	if err != nil {
+		r.revision = nil
 		return err
 	}
 	if out.TrustBundle != "" && out.TrustBundle != r.config.Bundle.Text() {
@@ -158,6 +173,7 @@ func (r *replicator) associate(ctx context.Context) error {
 	for _, a := range out.Associations {
 		r.revoked.Add(a.RevokedCertificateSerials...)
 	}
+	r.revision = out.Revision
 	return nil
 }
 

@@ -43,7 +43,7 @@ var CreateSessionForMgn = &awsapi.Op[CreateSessionForMgnRequest, CreateSessionFo
 	MutualTLS:   true,
 }}
 
-// DescribeReplicationServerAssociationsForMgn: Lists the source servers that a replication server serves; asked every few seconds.
+// DescribeReplicationServerAssociationsForMgn: Lists the source servers that a replication server serves; asked again and again. With the revision of the last answer, the service answers once there is something new or waitSeconds are over.
 var DescribeReplicationServerAssociationsForMgn = &awsapi.Op[DescribeReplicationServerAssociationsForMgnRequest, DescribeReplicationServerAssociationsForMgnResponse]{Operation: awsapi.Operation{
 	SigningName: "mgn",
 	Name:        "DescribeReplicationServerAssociationsForMgn",

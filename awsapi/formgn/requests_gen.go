@@ -12,7 +12,9 @@ type CreateSessionForMgnRequest struct {
 type DescribeReplicationServerAssociationsForMgnRequest struct {
 	Address      *string `json:"address,omitempty"`
 	ReplicatorID string  `json:"replicatorID"` // required
+	Revision     *int64  `json:"revision,omitempty"`
 	TrustDigest  *string `json:"trustDigest,omitempty"`
+	WaitSeconds  *int32  `json:"waitSeconds,omitempty"`
 }
 
 // GetAgentCommandForMgnRequest is the input of [GetAgentCommandForMgn].

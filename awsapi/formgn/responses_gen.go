@@ -16,6 +16,7 @@ type CreateSessionForMgnResponse struct {
 // DescribeReplicationServerAssociationsForMgnResponse is the output of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnResponse struct {
 	Associations []Association `json:"associations,omitzero"` // required
+	Revision     *int64        `json:"revision,omitempty"`
 	TrustBundle  string        `json:"trustBundle,omitempty"`
 }
 

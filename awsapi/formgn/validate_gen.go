@@ -44,6 +44,9 @@ func (v *DescribeReplicationServerAssociationsForMgnRequest) check(c *awsapi.Che
 	if v.TrustDigest != nil {
 		c.Text(at+"trustDigest", *v.TrustDigest, &ruleString)
 	}
+	if v.WaitSeconds != nil {
+		c.Range(at+"waitSeconds", float64(*v.WaitSeconds), 0, 20)
+	}
 }
 
 func (v *Disk) check(c *awsapi.Checker, at string) {
