@@ -48,6 +48,9 @@ func newCompareTracker(sysfs string, sources []*source, l *layout, reason string
 // Method returns [Compare], and why the kernel does not track.
 func (t *compareTracker) Method() (Method, string) { return Compare, t.reason }
 
+// Skipped is never: statistics miss nothing.
+func (t *compareTracker) Skipped() (uint64, error) { return 0, nil }
+
 func (t *compareTracker) Prepare() error { return nil }
 
 func (t *compareTracker) Flip() { t.base, t.err = t.stats() }

@@ -39,7 +39,7 @@ type kernelTracker struct {
 
 	// Of the engine's goroutine.
 	base      []baseline
-	missed    uint64
+	missed    uint64 // begins of writes that the kernel kept from the program, and whose ends are accounted for
 	nextAudit time.Time
 	issued    uint64 // by all disks, at the last flip
 	clean     bool   // the last audit covered every disk and found nothing
@@ -66,6 +66,7 @@ type baseline struct {
 	observation
 	before observation // at the audit before
 	lost   bool        // a completion is known to be missing in counts
+	missed uint32      // what the tracker had missed then, or when the account was found right, its lower half
 }
 
 func newKernelTracker(ctx context.Context, o Options, sources []*source, l *layout) (_ *kernelTracker, err error) {
@@ -170,8 +171,22 @@ func (t *kernelTracker) settleDown(ctx context.Context) error {
 	return err
 }
 
-// open opens a disk's account anew.
+// open opens a disk's account anew. Ends of writes in the old one whose begins
+// were missed have been accounted for.
 func (t *kernelTracker) open(i int) error {
+	missed, err := t.bpf.Missed()
+	if err != nil {
+		return err
+	}
+	old := t.base[i].counts.LostIssues
+	if err := t.openAt(i, uint32(missed)); err != nil {
+		return err
+	}
+	t.missed = min(t.missed+t.base[i].counts.LostIssues-old, missed)
+	return nil
+}
+
+func (t *kernelTracker) openAt(i int, missed uint32) error {
 	s := t.sources[i]
 	for range 100 { // both sides at one moment: until nothing happened in between
 		before := t.bpf.Counters(i)
@@ -179,7 +194,7 @@ func (t *kernelTracker) open(i int) error {
 		if err != nil {
 			return fmt.Errorf("audit %s: %w", s.disk.Name, err)
 		}
-		t.base[i] = baseline{observation: observation{st, before}}
+		t.base[i] = baseline{observation: observation{st, before}, missed: missed}
 		if t.bpf.Counters(i) == before && st.inFlight == 0 && t.bpf.InFlight(i) == 0 {
 			return nil
 		}
@@ -194,6 +209,11 @@ func (t *kernelTracker) Method() (Method, string) {
 	defer t.mu.Unlock()
 	return EBPF, t.proof
 }
+
+// Skipped is how often the kernel kept the program from a write's begin, because
+// it was running on that CPU already: below another interrupt, or, since 7.0, as
+// part of a task that was put aside.
+func (t *kernelTracker) Skipped() (uint64, error) { return t.bpf.Missed() }
 
 func (t *kernelTracker) Prepare() error { t.bpf.Prepare(); return nil }
 func (t *kernelTracker) Flip()          { t.bpf.Flip(); t.issued = t.allIssued() }
@@ -228,15 +248,17 @@ func (t *kernelTracker) Conflict(disk int, first, n uint64) bool {
 // Settle lets a round without conflict be a point unless an account shows that
 // something went unseen.
 func (t *kernelTracker) Settle(ctx context.Context) (bool, error) {
-	for i := range t.sources {
-		if err := t.checkCounters(i); err != nil {
-			return false, err
-		}
+	missed, err := t.bpf.Missed()
+	if err != nil {
+		return false, err
+	}
+	if err := t.checkCounters(missed); err != nil {
+		return false, err
 	}
 	t.clean = false
 	if now := time.Now(); now.After(t.nextAudit) {
 		t.nextAudit = now.Add(auditEvery)
-		if err := t.audit(); err != nil {
+		if err := t.audit(missed); err != nil {
 			return false, err
 		}
 	}
@@ -246,37 +268,36 @@ func (t *kernelTracker) Settle(ctx context.Context) (bool, error) {
 // audited reports whether the Settle before covered every disk.
 func (t *kernelTracker) audited() bool { return t.clean }
 
-// checkCounters looks for what the kernel side itself knows it cannot place.
-func (t *kernelTracker) checkCounters(i int) error {
-	c, b := t.bpf.Counters(i), &t.base[i].counts
-	var reason string
-	switch {
-	case c.LostIssues > b.LostIssues:
-		reason = fmt.Sprintf("%d writes were completed that were never seen to begin", c.LostIssues-b.LostIssues)
-	case c.Passthrough > b.Passthrough:
-		reason = fmt.Sprintf("%d commands were sent to the device past the block layer", c.Passthrough-b.Passthrough)
-	case c.OutOfRange > b.OutOfRange:
-		reason = fmt.Sprintf("%d requests were outside of the disk or its queues", c.OutOfRange-b.OutOfRange)
-	default:
-		return nil
+// checkCounters looks for what the kernel side itself knows it cannot place. A
+// write whose begin was missed is known by its end: it was marked then, and no
+// round took place beside its begin. There are not more of them than were missed.
+func (t *kernelTracker) checkCounters(missed uint64) error {
+	unseen := uint64(0)
+	for i := range t.sources {
+		c, b := t.bpf.Counters(i), &t.base[i].counts
+		unseen += c.LostIssues - b.LostIssues
+		var reason string
+		switch {
+		case t.missed+unseen > missed:
+			reason = fmt.Sprintf("%d writes were completed that were never seen to begin", c.LostIssues-b.LostIssues)
+		case c.Passthrough > b.Passthrough:
+			reason = fmt.Sprintf("%d commands were sent to the device past the block layer", c.Passthrough-b.Passthrough)
+		case c.OutOfRange > b.OutOfRange:
+			reason = fmt.Sprintf("%d requests were outside of the disk or its queues", c.OutOfRange-b.OutOfRange)
+		default:
+			continue
+		}
+		return errors.Join(&AuditError{Disk: i, Reason: reason}, t.open(i))
 	}
-	return errors.Join(&AuditError{Disk: i, Reason: reason}, t.open(i))
+	return nil
 }
 
 // audit compares, for each disk that is quiet, the bytes that the kernel's
-// statistics and its tracepoints saw written.
-func (t *kernelTracker) audit() error {
-	missed, err := t.bpf.Missed()
-	if err != nil {
-		return err
-	}
-	if missed > t.missed {
-		t.missed = missed
-		return &AuditError{Disk: -1, Reason: "the kernel skipped the program that sees writes begin"}
-	}
+// statistics and its tracepoints saw written. missed was asked before.
+func (t *kernelTracker) audit(missed uint64) error {
 	quiet, proven := 0, false
 	for i := range t.sources {
-		ok, err := t.auditDisk(i)
+		ok, err := t.auditDisk(i, uint32(missed))
 		if err != nil {
 			return err
 		}
@@ -285,7 +306,13 @@ func (t *kernelTracker) audit() error {
 			proven = proven || t.bpf.Counters(i).Bytes > 0
 		}
 	}
-	t.clean = quiet == len(t.sources)
+	if t.clean = quiet == len(t.sources); t.clean {
+		t.missed = missed // all that was missed has ended and was counted, or is of other disks
+		for i := range t.base {
+			b := &t.base[i]
+			b.counts.LostIssues, b.missed = max(b.counts.LostIssues, b.before.counts.LostIssues), uint32(missed)
+		}
+	}
 	if proven {
 		t.mu.Lock()
 		t.proof = "bytes written, as diskstats count them, equal those seen"
@@ -296,7 +323,7 @@ func (t *kernelTracker) audit() error {
 
 // auditDisk reports whether the disk was quiet enough to be audited; an error
 // says that its account is wrong.
-func (t *kernelTracker) auditDisk(i int) (bool, error) {
+func (t *kernelTracker) auditDisk(i int, missed uint32) (bool, error) {
 	s, base := t.sources[i], &t.base[i]
 	counts := t.bpf.Counters(i)
 	st, err := readDiskstats(sysBlock(t.sysfs, s.major, s.minor))
@@ -323,9 +350,9 @@ func (t *kernelTracker) auditDisk(i int) (bool, error) {
 	if kernel > seen && t.bpf.InFlight(i) > 0 {
 		return false, nil // a completion is missing; the next quiet audit will know
 	}
-	if kernel > seen && (base.lost || counts.LostCompletions > base.counts.LostCompletions) {
-		// Completions that never came are known and their blocks marked: only the sum
-		// is short of them. The account starts anew.
+	if kernel > seen && base.missed == missed && (base.lost || counts.LostCompletions > base.counts.LostCompletions) {
+		// Completions that never came are known and their blocks marked, since all begins
+		// were seen: only the sum is short of them. The account starts anew.
 		return true, t.open(i)
 	}
 	return false, errors.Join(&AuditError{Disk: i, Reason: fmt.Sprintf("%d bytes were written, %d seen", kernel, seen)}, t.open(i))

@@ -108,7 +108,8 @@ func TestEngine_CrossDisk(t *testing.T) {
 	stop()
 	rep.differs(t, disks)
 	s := e.Status()
-	t.Logf("%d points, %d violations, %d records, %d rounds, %d conflicts, audit %q", points, violations, newest, s.Rounds, s.Conflicts, s.LastAudit)
+	skipped, err := e.tracker.Skipped()
+	t.Logf("%d points, %d violations, %d records, %d rounds, %d conflicts, %d programs skipped (%v), audit %q", points, violations, newest, s.Rounds, s.Conflicts, skipped, err, s.LastAudit)
 	if points < 20 || newest < 100 {
 		t.Errorf("only %d points and %d records: nothing is shown", points, newest)
 	}

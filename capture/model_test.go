@@ -43,6 +43,7 @@ type variant struct {
 	mistaken                          bool    // and says that it has them
 	there                             bool    // the other side has a replica from before, some of it right
 	audits                            bool    // lost issues are noticed, some time later
+	counted, countedEarly             bool    // they are counted when they happen; looked at too early
 
 	// The process is killed at any step, and another one goes on with what is pinned.
 	crashes                         bool
@@ -67,6 +68,10 @@ var variants = []variant{
 	{name: "audits that fail", audits: true, lostIssue: .1},
 	{name: "kills and audits that fail", crashes: true, audits: true, lostIssue: .1},
 	{name: "kills in a rescan", crashes: true, there: true, requeue: .02, rollback: .1},
+	{name: "programs that are skipped", lostIssue: .05, counted: true, requeue: .02},
+	{name: "kills and programs that are skipped", crashes: true, lostIssue: .05, counted: true},
+	{name: "a replica from before and programs that are skipped", there: true, lostIssue: .05, counted: true},
+	{name: "M skipped programs looked for too early", lostIssue: .05, countedEarly: true, counted: true, mutant: true},
 	{name: "M killed between the bitmap and what is owed", crashes: true, oweLate: true, mutant: true},
 	{name: "M no longer owed before it is acknowledged", crashes: true, settleEarly: true, mutant: true},
 	{name: "M what is owed is not read back", crashes: true, noRestore: true, mutant: true},
@@ -125,18 +130,20 @@ type model struct {
 	r   *rand.Rand
 	now int64
 
-	gen    int
-	filter [2][modelDisks][modelBlocks]bool
-	dirty  [modelDisks][modelBlocks]bool
-	pend   [modelDisks][modelTags]modelRange
-	inUse  [modelDisks][modelTags]bool
-	dev    [modelDisks][modelBlocks]int32
-	past   [modelDisks][modelBlocks][]landedWrite
-	writes []modelWrite
-	active []*modelRequest
-	queue  []*modelRequest
-	record int32
-	slow   float64
+	gen       int
+	skips     uint64 // issues that no program saw
+	skipsThen uint64 // as the round began
+	filter    [2][modelDisks][modelBlocks]bool
+	dirty     [modelDisks][modelBlocks]bool
+	pend      [modelDisks][modelTags]modelRange
+	inUse     [modelDisks][modelTags]bool
+	dev       [modelDisks][modelBlocks]int32
+	past      [modelDisks][modelBlocks][]landedWrite
+	writes    []modelWrite
+	active    []*modelRequest
+	queue     []*modelRequest
+	record    int32
+	slow      float64
 
 	// What is pinned, and what of it was written down.
 	owes     []uint64
@@ -226,6 +233,7 @@ func (m *model) step(i int) {
 		}
 		if q.gen, q.marked, q.state = m.gen, 0, issuing; m.chance(m.v.lostIssue) {
 			q.state, q.unseen = landing, true
+			m.skips++
 		}
 	case issuing: // a mark a step, then the pending table
 		if q.marked < q.n {
@@ -370,7 +378,19 @@ func (m *model) check() {
 
 func (m *model) Method() (Method, string) { return EBPF, "model" }
 
+func (m *model) Skipped() (uint64, error) {
+	m.yield()
+	switch {
+	case !m.v.counted:
+		return 0, nil
+	case m.v.countedEarly:
+		return m.skipsThen, nil
+	}
+	return m.skips, nil
+}
+
 func (m *model) Prepare() error {
+	m.skipsThen = m.skips
 	m.filter[(m.gen+1)&1] = [modelDisks][modelBlocks]bool{}
 	m.yield()
 	if m.early = nil; m.v.scanEarly {

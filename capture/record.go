@@ -17,7 +17,7 @@ import (
 // endian, as on every machine that runs this.
 const (
 	recordMagic   = "RHPINS\r\n"
-	recordVersion = 1
+	recordVersion = 2
 
 	recVersion  = 8
 	recActive   = 12 // which copy counts
@@ -40,6 +40,7 @@ const (
 	copyFirst    = 64 // the first account
 
 	accFlags    = 0
+	accMissed   = 4
 	accKernel   = 8
 	accCounters = 16
 	accSize     = 80
@@ -116,6 +117,7 @@ func (r record) write(p position, missed uint64, accounts []baseline, now time.T
 	for i, a := range accounts {
 		c := b[copyFirst+i*accSize:][:accSize]
 		le.PutUint32(c[accFlags:], bit(a.stats.inFlight == 0, flagOpen)|bit(a.lost, flagLost))
+		le.PutUint32(c[accMissed:], a.missed)
 		le.PutUint64(c[accKernel:], a.stats.bytes)
 		for j, n := range counterList(&a.counts) {
 			le.PutUint64(c[accCounters+8*j:], *n)
@@ -142,6 +144,7 @@ func (r record) read() (p position, missed uint64, accounts []baseline, written 
 	}
 	for i := range int(n) {
 		c, a := b[copyFirst+i*accSize:][:accSize], baseline{}
+		a.missed = le.Uint32(c[accMissed:])
 		a.stats.bytes, a.lost = le.Uint64(c[accKernel:]), le.Uint32(c[accFlags:])&flagLost != 0
 		if le.Uint32(c[accFlags:])&flagOpen == 0 {
 			a.stats.inFlight = 1

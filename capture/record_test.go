@@ -26,7 +26,7 @@ func TestRecord_Document(t *testing.T) {
 		"Copy": {row(copyAcked, 8, "acked"), row(copyAsked, 8, "asked"), row(copyClean, 8, "clean"), row(copyFlags, 4, "flags"),
 			row(copyAccounts, 4, "accounts"), row(copyPoint, 8, "point"), row(copyTime, 8, "time"), row(copyMissed, 8, "missed"), row(copyWritten, 8, "written"),
 			fmt.Sprintf("%d %d n accounts", copyFirst, accSize)},
-		"Account": {row(accFlags, 4, "flags"), row(accFlags+4, 4, "reserved"), row(accKernel, 8, "kernel"), row(accCounters, accSize-accCounters, "counters")},
+		"Account": {row(accFlags, 4, "flags"), row(accMissed, 4, "missed"), row(accKernel, 8, "kernel"), row(accCounters, accSize-accCounters, "counters")},
 	}
 	got, title := map[string][]string{}, ""
 	line := regexp.MustCompile(`^\| (\d+) \| ([\dn ]+) \| ([a-z0-9 ]+) \|`)

@@ -44,6 +44,10 @@ type piece struct {
 // Whatever is read stands in staged until the epoch is committed; after an error
 // the caller folds it back.
 func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error) {
+	skipped, err := e.tracker.Skipped() // before the flip: whatever comes after it counts
+	if err != nil {
+		return false, err
+	}
 	if err := e.tracker.Prepare(); err != nil {
 		return false, err
 	}
@@ -64,6 +68,11 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 				return false, err
 			}
 		}
+	}
+	if n, err := e.tracker.Skipped(); err != nil {
+		return false, err
+	} else if n != skipped { // a write that nobody saw begin may have been read
+		e.conflicts.Add(1)
 	}
 	if n := e.conflicts.Load(); n > 0 {
 		e.status.conflicted(n)

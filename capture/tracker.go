@@ -14,13 +14,17 @@ const (
 // A Tracker knows which granules change. The engine calls its methods in the
 // order of a round, which is what makes a point consistent:
 //
-//	Prepare, Flip, Pending, Changed, then reads, each followed by Conflict, then Settle
+//	Skipped, Prepare, Flip, Pending, Changed, then reads, each followed by Conflict, then Skipped, Settle
 //
 // All but Conflict are called by one goroutine at a time.
 type Tracker interface {
 	// Method is how changes are found; reason is why no better way is taken, or how
 	// it was shown that this one works.
 	Method() (method Method, reason string)
+
+	// Skipped is how often something kept the tracker from seeing a write begin. While
+	// it grows, Conflict may miss one.
+	Skipped() (uint64, error)
 
 	// Prepare readies what will remember the writes of the next generation.
 	Prepare() error

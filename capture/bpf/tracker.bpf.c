@@ -249,6 +249,20 @@ static __always_inline __u64 *pending(struct request *rq, struct seen *s)
 	return bpf_map_lookup_elem(&pend, &k);
 }
 
+/* An entry of the pending table. Longer ranges than 4 GiB of blocks are cut: no
+ * request has one. */
+#define LONGEST 0xfffffULL
+
+static __always_inline __u64 entry(struct seen *s)
+{
+	__u64 more = s->last - s->first;
+
+	return PRESENT | s->first << 20 | (more < LONGEST ? more : LONGEST);
+}
+
+static __always_inline __u64 first_of(__u64 entry) { return (entry & ~PRESENT) >> 20; }
+static __always_inline __u64 last_of(__u64 entry) { return first_of(entry) + (entry & LONGEST); }
+
 static __always_inline int issue(struct request *rq)
 {
 	__u32 zero = 0;
@@ -263,13 +277,14 @@ static __always_inline int issue(struct request *rq)
 	filter(gen, disks[s.disk & (MAX_DISKS - 1)].salt, s.first, s.last);
 	__u64 *p = pending(rq, &s);
 	if (p) {
-		/* A full barrier besides: the filter is visible before the driver is told. */
-		__u64 old = __sync_lock_test_and_set(p, PRESENT | s.first << 20 | ((s.last - s.first) & 0xfffff));
+		/* First marked, then forgotten: whoever flips in between finds it in one of them. */
+		__u64 old = *(volatile __u64 *)p;
 		if (old) {
-			__u64 first = (old & ~PRESENT) >> 20;
-			mark(c, s.disk, s.word0, first, first + (old & 0xfffff));
+			mark(c, s.disk, s.word0, first_of(old), last_of(old));
 			__sync_fetch_and_add(&s.n->lost_completions, 1);
 		}
+		/* A full barrier besides: the filter is visible before the driver is told. */
+		__sync_lock_test_and_set(p, entry(&s));
 	} else {
 		__sync_fetch_and_add(&s.n->out_of_range, 1);
 	}
@@ -319,8 +334,19 @@ int block_rq_complete(__u64 *ctx)
 	if (done < len)
 		return 0; /* the rest is still in flight */
 	__u64 *p = pending(rq, &s);
-	if (p && !__sync_lock_test_and_set(p, 0))
-		__sync_fetch_and_add(&s.n->lost_issues, 1);
+	if (p) {
+		/* It was issued with this range, or, after a part was done, one up to its end. Another
+		 * is of a request before, whose completion was not seen: nor was this one's issue. */
+		__u64 old = *(volatile __u64 *)p;
+		int others = old && (first_of(old) > s.first || (last_of(old) != s.last && (old & LONGEST) != LONGEST));
+		if (others) {
+			mark(c, s.disk, s.word0, first_of(old), last_of(old));
+			__sync_fetch_and_add(&s.n->lost_completions, 1);
+		}
+		if (!old || others)
+			__sync_fetch_and_add(&s.n->lost_issues, 1);
+		__sync_lock_test_and_set(p, 0);
+	}
 	__sync_fetch_and_add(&s.n->completed, 1);
 	return 0;
 }
