@@ -8,13 +8,14 @@
 #
 # It boots by BIOS and by UEFI, from NVMe and from virtio-blk disks. Sizes and
 # filling, in MiB, may be given by DISK0_MIB, DISK1_MIB, FILL0_MIB, FILL1_MIB;
-# HOSTNAME_IN_IMAGE and TOKEN as well. The kernel package is kept in CACHE.
+# HOSTNAME_IN_IMAGE and TOKEN as well. KERNEL_SUITE takes the kernel from another
+# suite of Debian than this machine's. The kernel package is kept in CACHE.
 set -euo pipefail
 
 out=${1:?usage: build.sh OUTDIR}
 here=$(cd "$(dirname "$0")" && pwd)
 module=$(cd "$here/../.." && pwd)
-cache=${CACHE:-$module/build/cache}
+cache=${CACHE:-$module/build/cache}${KERNEL_SUITE:+/$KERNEL_SUITE}
 disk0=${DISK0_MIB:-512} disk1=${DISK1_MIB:-256} fill0=${FILL0_MIB:-80} fill1=${FILL1_MIB:-96}
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -43,16 +44,36 @@ uuid() { cat /proc/sys/kernel/random/uuid; }
 root_uuid=$(uuid) data_uuid=$(uuid)
 token=${TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 
+# Options for apt that read one suite, in directories of their own: the machine's
+# lists and sources stay as they are.
+suite_options() {
+	local dir=$cache/apt uri keys=/usr/share/keyrings/debian-archive-keyring.gpg
+	uri=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(CODENAME)' 'Created-By: Packages' | awk '$2 == "Debian" && $3 !~ /-/ { print $1; exit }')
+	[ -n "$uri" ] && [ -e $keys ] || { echo "build.sh: this machine has no packages of Debian: try apt-get update" >&2; return 1; }
+	mkdir -p "$dir/lists/partial" "$dir/archives/partial"
+	echo "deb [signed-by=$keys] $uri $KERNEL_SUITE main" >"$dir/sources.list"
+	apt_options=(-o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir" -o APT::Sandbox::User=root)
+	apt-get "${apt_options[@]}" -qq update >&2
+}
+
+depends() { apt-cache "${apt_options[@]}" depends "$1" | sed -n 's/^ *Depends: *//p'; }
+
 # The kernel that Debian's cloud images run, unpacked once.
 kernel_tree() {
-	local meta=linux-image-cloud-amd64 package tree
+	local meta=linux-image-cloud-amd64 package tree apt_options=()
 	tree=$(find "$cache" -maxdepth 1 -type d -name 'linux-image-*-cloud-amd64' | sort -V | tail -1)
 	if [ -z "$tree" ]; then
-		package=$(apt-cache depends $meta | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\)/\1/p' | head -1)
+		[ -z "${KERNEL_SUITE:-}" ] || suite_options
+		package=$(depends $meta | grep '^linux-image-[0-9]' | head -1)
 		[ -n "$package" ] || { echo "build.sh: no $meta among the packages; try apt-get update" >&2; return 1; }
-		(cd "$cache" && apt-get download -q "$package" >&2)
 		tree=$cache/$package
-		dpkg-deb -x "$cache/$package"_*.deb "$tree.new.$$"
+		mkdir -p "$tree.new.$$/lib"
+		# Newer ones have binary and modules in packages of their own, both below /usr.
+		for p in "$package" $(depends "$package" | grep -E '^linux-(base|binary|modules)-[0-9]'); do
+			(cd "$cache" && apt-get "${apt_options[@]}" download -q "$p" >&2)
+			dpkg-deb -x "$cache/$p"_*.deb "$tree.new.$$"
+		done
+		[ -d "$tree.new.$$/lib/modules" ] || mv "$tree.new.$$/usr/lib/modules" "$tree.new.$$/lib/"
 		mv -T "$tree.new.$$" "$tree" 2>/dev/null || rm -rf "$tree.new.$$" # another build was quicker
 	fi
 	echo "$tree"
@@ -80,7 +101,9 @@ printf 'UUID=%s / ext4 defaults 0 1\nUUID=%s /data ext4 defaults 0 2\n' "$root_u
 mkdir "$work/data"
 "$root/usr/sbin/sourceserver" -fill "$work/data/files" -fill-mib "$fill1"
 cp -r "$kernel/lib/modules/$version" "$root/lib/modules/"
-cp "$kernel/boot/vmlinuz-$version" "$root/boot/vmlinuz"
+for f in "$kernel/boot/vmlinuz-$version" "$root/lib/modules/$version/vmlinuz"; do
+	[ ! -e "$f" ] || cp "$f" "$root/boot/vmlinuz"
+done
 
 # The initial RAM disk: virtio drivers, which this kernel has as modules only.
 mkdir -p "$initrd"/{bin,modules,newroot,dev,proc,sys}

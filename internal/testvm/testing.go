@@ -84,6 +84,13 @@ type SourceImage struct {
 // built from the same files earlier. It skips the test where programs are missing.
 func Source(tb testing.TB) SourceImage {
 	tb.Helper()
+	return SourceOf(tb, "")
+}
+
+// SourceOf is Source with the kernel of a suite of Debian, as trixie-backports,
+// as far as the machine's package archive has it; "" is the machine's own suite.
+func SourceOf(tb testing.TB, suite string) SourceImage {
+	tb.Helper()
 	Require(tb, "qemu-system-x86_64", "busybox", "sfdisk", "mke2fs", "mformat", "grub-mkimage", "cpio", "depmod",
 		"/usr/lib/grub/i386-pc/boot.img", "/usr/lib/grub/x86_64-efi")
 	_, file, _, _ := runtime.Caller(0)
@@ -92,8 +99,8 @@ func Source(tb testing.TB) SourceImage {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	dir := filepath.Join(module, "build", "source-"+key)
-	if err := buildOnce(tb.Context(), filepath.Join(module, "e2e", "sourceserver", "build.sh"), dir); err != nil {
+	dir := filepath.Join(module, "build", strings.TrimSuffix("source-"+key+"-"+suite, "-"))
+	if err := buildOnce(tb.Context(), filepath.Join(module, "e2e", "sourceserver", "build.sh"), dir, "KERNEL_SUITE="+suite); err != nil {
 		tb.Fatalf("build source image: %v", err)
 	}
 	token, err := os.ReadFile(filepath.Join(dir, "token"))
@@ -105,7 +112,7 @@ func Source(tb testing.TB) SourceImage {
 
 // buildOnce runs the script for dir unless it is there; the tests of several
 // packages may come here at the same time.
-func buildOnce(ctx context.Context, script, dir string) error {
+func buildOnce(ctx context.Context, script, dir string, env ...string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
@@ -126,7 +133,9 @@ func buildOnce(ctx context.Context, script, dir string) error {
 	if err := os.RemoveAll(half); err != nil {
 		return err
 	}
-	if out, err := exec.CommandContext(ctx, script, half).CombinedOutput(); err != nil {
+	build := exec.CommandContext(ctx, script, half)
+	build.Env = append(os.Environ(), env...)
+	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return os.Rename(half, dir)
