@@ -830,19 +830,20 @@ func TestModel(t *testing.T) {
 		}
 		return def
 	}
-	const steps = 60_000
+	const steps = 100_000
 	from := number("REHOST_MODEL_FROM", rand.Uint64N(1<<40))
 	for i := range variants {
 		v := &variants[i]
 		t.Run(v.name, func(t *testing.T) {
-			n := number("REHOST_MODEL_SEEDS", 20)
+			t.Parallel()
+			n := number("REHOST_MODEL_SEEDS", 40)
 			if raceEnabled { // the model is one goroutine: there are no races to find
 				if n = 2; v.mutant {
 					t.Skip("SKIPPED: mutations need more seeds than the race detector has time for; run without -race")
 				}
 			}
 			if v.mutant {
-				n *= 60 // and fewer, as soon as it is caught
+				n *= 30 // and fewer, as soon as it is caught
 			}
 			points, progress, kills, excused, done := 0, 0, 0, 0, int64(0)
 			for seed := from; seed < from+n; seed++ {
