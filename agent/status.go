@@ -36,7 +36,8 @@ type Status struct {
 	Disks    []DiskLine `json:"disks,omitempty"`
 
 	ReadRate  float64      `json:"readBytesPerSecond"`
-	SentRate  float64      `json:"sentBytesPerSecond"` // after compression
+	SentRate  float64      `json:"sentBytesPerSecond"`                // after compression
+	ReadLimit float64      `json:"readLimitBytesPerSecond,omitempty"` // of the first copy, beside programs whose writes would take long
 	Throttle  int64        `json:"bandwidthThrottling,omitempty"`
 	ETA       float64      `json:"etaSeconds,omitempty"`
 	Lag       float64      `json:"lagSeconds,omitempty"`
@@ -119,6 +120,9 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 		line("", "%s", s.Keeps)
 	}
 	line("Speed", "%.1f MB/s read, %.1f MB/s sent", s.ReadRate/1e6, s.SentRate/1e6)
+	if s.ReadLimit > 0 {
+		line("", "held back to %.1f MB/s, so that this server's own writes do not wait for it", s.ReadLimit/1e6)
+	}
 	if s.ETA > 0 {
 		line("Time left", "%s", time.Duration(s.ETA*float64(time.Second)).Round(time.Second))
 	}
@@ -189,7 +193,7 @@ func (a *agent) status() Status {
 		return s
 	}
 	s.Tracking, s.Reason, s.Keeps = string(c.Method), c.Reason, c.Keeps
-	s.ReadRate, s.SentRate = c.ReadRate, c.SentRate
+	s.ReadRate, s.SentRate, s.ReadLimit = c.ReadRate, c.SentRate, c.ReadLimit
 	s.ETA, s.Lag = c.ETA.Seconds(), c.Lag.Seconds()
 	if !c.Point.Seq.IsZero() {
 		s.LastPoint = &c.Point

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // diskstats is what the kernel's block layer counts of a disk's writes, from
@@ -14,6 +15,15 @@ type diskstats struct {
 	writes   uint64 // completed, discards included
 	bytes    uint64 // written and discarded
 	inFlight uint64 // writes, from the file inflight beside it
+}
+
+// readWriteTimes is how many writes there were, and how long they took.
+func readWriteTimes(dir string) (w writeTimes, err error) {
+	stat, err := fields(filepath.Join(dir, "stat"), 11)
+	if err != nil {
+		return w, err
+	}
+	return writeTimes{stat[4], time.Duration(stat[7]) * time.Millisecond}, nil
 }
 
 func sysBlock(root string, major, minor uint32) string {

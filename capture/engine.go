@@ -60,6 +60,7 @@ type Engine struct {
 	compare comparer // the tracker, if it is one
 	keeper  keeper   // the tracker, if its memory outlives this process
 	codec   codec
+	pacer   *pacer // of bulk reading; nil: it is not held back
 	workers int
 	buffers [][]byte
 	log     *slog.Logger
@@ -131,6 +132,13 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	e := newEngine(o, l, tracker)
 	e.sources = sources
 	e.read = func(disk int, x block.Extent, buf []byte) error { return sources[disk].read(x, buf) }
+	e.pacer = &pacer{now: e.now, look: func() (out []writeTimes, err error) {
+		for _, s := range sources {
+			w, e := readWriteTimes(sysBlock(o.sysfs, s.major, s.minor))
+			out, err = append(out, w), errors.Join(err, e)
+		}
+		return out, err
+	}}
 	method, reason := tracker.Method()
 	e.log.Info("tracking disks", "method", method, "reason", reason, "disks", len(sources), "keeps", e.Status().Keeps)
 	return e, nil

@@ -93,7 +93,7 @@ func (e *Engine) drain(ctx context.Context, ep *epoch) error {
 	if e.foreign != nil {
 		progress = min(progress, rescanProgress)
 	}
-	if !e.synced || e.foreign != nil {
+	if l.bulk = !e.synced || e.foreign != nil || e.compare != nil; !e.synced || e.foreign != nil {
 		l.room = max(1, uint64(progress)/block.Size>>e.layout.shift)
 	}
 	if e.workers <= 1 {
@@ -108,7 +108,8 @@ func (e *Engine) drain(ctx context.Context, ep *epoch) error {
 
 // A leg hands the set to be read out to readers, piece by piece.
 type leg struct {
-	e *Engine
+	e    *Engine
+	bulk bool // whole disks are read: that waits for whoever uses them
 
 	mu   sync.Mutex // guards todo and staged of the engine while the leg lasts, and:
 	hot  []piece
@@ -200,6 +201,11 @@ func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) erro
 		}
 		if err := carry(ctx, ep, p, buf); err != nil {
 			return err
+		}
+		if l.bulk {
+			if err := e.pacer.pace(ctx, e.layout.extent(p.disk, p.first, p.n).Bytes(), e.sleep); err != nil {
+				return err
+			}
 		}
 	}
 }

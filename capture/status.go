@@ -49,6 +49,7 @@ type Status struct {
 	ETA   time.Duration // until the backlog is read, at the present rate; 0: none or unknown
 
 	ReadRate, SentRate  float64 // bytes a second, over the last seconds
+	ReadLimit           float64 // bytes a second, while the disks' own writes would take long; 0: none
 	BytesRead, SentSize int64   // since the engine was opened; sent is after compression
 
 	Epochs, Rounds, Conflicts uint64
@@ -217,6 +218,9 @@ func (e *Engine) Status() Status {
 	out.Method, out.Reason = e.tracker.Method()
 	if k, ok := e.tracker.(interface{ keeps() string }); ok {
 		out.Keeps = k.keeps()
+	}
+	if out.ReadLimit = e.pacer.limit(); s.synced && e.compare == nil {
+		out.ReadLimit = 0 // it is for the first copy
 	}
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
 	for i, d := range e.disks {
