@@ -62,7 +62,8 @@ type sent struct {
 }
 
 // sender replicates the disks to the receiver, watches the age of the newest
-// point for so long behind the first copy, and prints a sent as JSON.
+// point for so long behind the first copy, or, if that is negative, so long from
+// the start, and prints a sent as JSON.
 func sender(ctx context.Context, dir, address string, watch time.Duration, paths []string) error {
 	disks, err := road.Disks(paths...)
 	if err != nil {
@@ -105,12 +106,15 @@ func observe(engine *capture.Engine, start time.Time, watch time.Duration, ended
 		}
 		st := engine.Status()
 		switch {
+		case watch < 0 && time.Since(start) > -watch:
+			s.MaxRSSMiB = maxRSS()
+			return s, nil
 		case st.Point.Seq.IsZero():
 			continue
 		case first.IsZero():
 			first, s.CopySeconds, s.Method, cpu = time.Now(), time.Since(start).Seconds(), string(st.Method), cpuSeconds()
 			fmt.Fprintln(os.Stderr, "ready")
-		case time.Since(first) >= watch:
+		case watch >= 0 && time.Since(first) >= watch:
 			s.Epochs, s.Conflicts, s.Seconds, s.CPUSeconds = st.Epochs, st.Conflicts, time.Since(first).Seconds(), cpuSeconds()-cpu
 			s.MaxRSSMiB = maxRSS()
 			return s, nil

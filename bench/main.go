@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 )
@@ -21,6 +22,7 @@ import (
 type bench struct {
 	dir     string
 	rounds  int
+	only    []string // parts; none: all
 	figures map[string]float64
 	notes   []string
 }
@@ -35,8 +37,12 @@ func main() {
 	}
 	var b bench
 	out := flag.String("o", "build/bench.json", "where to write the medians")
-	dir := flag.String("dir", "build", "directory on the disk to measure with; needs 8 GiB")
+	dir := flag.String("dir", "build", "directory on the disk to measure with; needs 20 GiB")
 	flag.IntVar(&b.rounds, "rounds", 5, "how often each pair is measured")
+	flag.Func("only", "parts to run, of copy, rescan, age, idle, memory, overhead; all by default", func(names string) error {
+		b.only = strings.Split(names, ",")
+		return nil
+	})
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -45,6 +51,16 @@ func main() {
 		stop()
 		os.Exit(1)
 	}
+}
+
+// A part is one measurement.
+type part struct {
+	name string
+	run  func(context.Context) error
+}
+
+func (b *bench) parts() []part {
+	return []part{{"copy", b.fullCopy}, {"rescan", b.rescan}, {"age", b.pointAge}, {"idle", b.idle}, {"memory", b.memory}, {"overhead", b.overhead}}
 }
 
 func (b *bench) run(ctx context.Context, dir, out string) (err error) {
@@ -56,8 +72,11 @@ func (b *bench) run(ctx context.Context, dir, out string) (err error) {
 	}
 	defer os.RemoveAll(b.dir)
 	b.figures = map[string]float64{}
-	for _, part := range []func(context.Context) error{b.fullCopy, b.pointAge, b.overhead} {
-		if err := part(ctx); err != nil {
+	for _, part := range b.parts() {
+		if len(b.only) > 0 && !slices.Contains(b.only, part.name) {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
 			return err
 		}
 	}

@@ -37,38 +37,54 @@ func dropCaches() error {
 	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
-// fullCopy compares a first copy with two peers: a disk of 2 GiB, half full of real files.
+// A kind is a disk to copy.
+type kind struct {
+	name string // half, random
+	what string
+	make func(ctx context.Context, image string, size int64) error
+	used bool // a file system is mounted, as on a server that runs
+}
+
+var kinds = []kind{
+	{"half", "half of it real files, old data in the free blocks, mounted", makeDisk, true},
+	{"random", "full of noise", makeNoise, false},
+}
+
+// fullCopy compares a first copy with two peers, for a disk as servers have and for the worst one.
 func (b *bench) fullCopy(ctx context.Context) error {
-	const size = 2 << 30
-	fmt.Println("full copy: 2 GiB, half of it real files, mutual TLS, durable at the end")
-	image := filepath.Join(b.dir, "source.img")
-	if err := makeDisk(ctx, image, size); err != nil {
+	certs := filepath.Join(b.dir, "certs")
+	if err := errors.Join(os.Mkdir(certs, 0o700), credentialsDir(certs)); err != nil {
 		return err
 	}
+	for _, k := range kinds {
+		if err := b.copyKind(ctx, k, certs); err != nil {
+			return fmt.Errorf("full copy of a disk %s: %w", k.what, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) copyKind(ctx context.Context, k kind, certs string) (err error) {
+	const size = 2 << 30
+	fmt.Printf("full copy: 2 GiB, %s; mutual TLS, durable at the end\n", k.what)
+	image := filepath.Join(b.dir, "source.img")
+	if err := k.make(ctx, image, size); err != nil {
+		return err
+	}
+	defer os.Remove(image)
 	disk, err := attach(image, 0)
 	if err != nil {
 		return err
 	}
 	defer disk.Close()
-	certs := filepath.Join(b.dir, "certs")
-	if err := errors.Join(os.Mkdir(certs, 0o700), credentialsDir(certs)); err != nil {
-		return err
-	}
-	rss := 0.0
-	ours := copier{"rehost", func(ctx context.Context, source, target string) (time.Duration, error) {
-		defer os.RemoveAll(target)
-		if err := os.Mkdir(target, 0o700); err != nil {
-			return 0, err
-		}
-		p, err := startReceiver(target)
+	if k.used {
+		unmount, err := mount(disk.Path, filepath.Join(b.dir, "mounted"))
 		if err != nil {
-			return 0, err
+			return err
 		}
-		s, err := p.send(ctx, 0, nil, source)
-		rss = max(rss, s.MaxRSSMiB)
-		return time.Duration(s.CopySeconds * float64(time.Second)), errors.Join(err, p.stop())
-	}}
-	copiers := []copier{ours, nbdcopyToNbdkit(certs), qemuImgToQemuNBD(certs)}
+		defer func() { err = errors.Join(err, unmount()) }()
+	}
+	copiers := []copier{{"rehost", b.replicate}, nbdcopyToNbdkit(certs), qemuImgToQemuNBD(certs)}
 	rates := map[string][]float64{}
 	for range b.rounds {
 		for _, c := range copiers {
@@ -78,7 +94,7 @@ func (b *bench) fullCopy(ctx context.Context) error {
 			}
 			took, err := c.copy(ctx, disk.Path, target)
 			if err != nil {
-				return fmt.Errorf("full copy by %s: %w", c.name, err)
+				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			if err := os.RemoveAll(target); err != nil {
 				return err
@@ -88,12 +104,26 @@ func (b *bench) fullCopy(ctx context.Context) error {
 			fmt.Printf("  %-9s %7.0f MB/s\n", c.name, rate)
 		}
 	}
-	mine := median(rates["rehost"])
-	b.figures["full_copy_mbps"] = mine
-	b.figures["full_copy_vs_nbdcopy"] = mine / median(rates["nbdcopy"])
-	b.figures["full_copy_vs_qemu_img"] = mine / median(rates["qemu-img"])
-	b.figures["agent_rss_mib"] = rss
+	mine, nbdcopy, qemu := median(rates["rehost"]), median(rates["nbdcopy"]), median(rates["qemu-img"])
+	b.figures["full_copy_"+k.name+"_mbps"] = mine
+	b.figures["full_copy_"+k.name+"_vs_nbdcopy"] = mine / nbdcopy
+	b.figures["full_copy_"+k.name+"_vs_qemu_img"] = mine / qemu
+	b.figures["full_copy_"+k.name+"_vs_best"] = mine / max(nbdcopy, qemu)
 	return nil
+}
+
+// replicate is our first copy, to the first point that is durable.
+func (b *bench) replicate(ctx context.Context, source, target string) (time.Duration, error) {
+	if err := os.Mkdir(target, 0o700); err != nil {
+		return 0, err
+	}
+	p, err := startReceiver(target)
+	if err != nil {
+		return 0, err
+	}
+	s, err := p.send(ctx, 0, nil, source)
+	b.figures["agent_rss_mib"] = max(b.figures["agent_rss_mib"], s.MaxRSSMiB)
+	return time.Duration(s.CopySeconds * float64(time.Second)), errors.Join(err, p.stop())
 }
 
 // pointAge samples how old the newest durable point is while 20 MB/s of random 4 KiB writes go to the disk.
@@ -132,6 +162,49 @@ func (b *bench) pointAge(ctx context.Context) error {
 	b.figures["agent_rss_mib"] = max(b.figures["agent_rss_mib"], s.MaxRSSMiB)
 	b.notes = append(b.notes, fmt.Sprintf("point age: %s, %d epochs and %d conflicts in %.0f s", s.Method, s.Epochs, s.Conflicts, s.Seconds))
 	return os.RemoveAll(dir)
+}
+
+// idle is what an agent takes beside a disk that nobody writes to.
+func (b *bench) idle(ctx context.Context) error {
+	fmt.Println("idle: a disk of 1 GiB that nobody writes to, 20 s")
+	s, err := b.aside(ctx, "idle", 1<<30, 20*time.Second)
+	if err != nil {
+		return err
+	}
+	b.figures["idle_cpu_pct"] = s.CPUSeconds / s.Seconds * 100
+	return nil
+}
+
+// memory is what an agent takes for a disk of 1 TiB, half a minute into its first copy.
+func (b *bench) memory(ctx context.Context) error {
+	fmt.Println("memory: 30 s of the first copy of a sparse disk of 1 TiB")
+	s, err := b.aside(ctx, "memory", 1<<40, -30*time.Second)
+	if err != nil {
+		return err
+	}
+	b.figures["agent_rss_1tib_mib"] = s.MaxRSSMiB
+	return nil
+}
+
+// aside replicates an empty disk that nothing else is done to.
+func (b *bench) aside(ctx context.Context, name string, size int64, watch time.Duration) (s sent, err error) {
+	image, dir := filepath.Join(b.dir, name+".img"), filepath.Join(b.dir, name)
+	disk, err := attach(image, size)
+	if err != nil {
+		return s, err
+	}
+	defer os.Remove(image)
+	defer disk.Close()
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return s, err
+	}
+	defer os.RemoveAll(dir)
+	p, err := startReceiver(dir)
+	if err != nil {
+		return s, err
+	}
+	s, err = p.send(ctx, watch, nil, disk.Path)
+	return s, errors.Join(err, p.stop())
 }
 
 // overhead compares fio's IOPS with the tracker attached and without. These
