@@ -83,6 +83,10 @@ type Log struct {
 	since   time.Time // when the first of them could not be
 	failure error     // why; nil while writing
 
+	repeats   map[stream]map[likeness]*repeat // calls whose repetitions are counted
+	repeating int                             // how many
+	foldable  func(*Record) bool              // constant; a test breaks it
+
 	headMu sync.Mutex
 	synced Mark // in the head; never goes back
 
@@ -103,6 +107,12 @@ func (l *Log) Append(r Record) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.end(streamOf(&r))
+	return l.add(text)
+}
+
+// add writes an encoded record after those that wait.
+func (l *Log) add(text []byte) error {
 	if l.f == nil {
 		return ErrClosed
 	}
@@ -326,6 +336,7 @@ func (l *Log) syncing() {
 		case <-l.stop:
 			return
 		case <-tick.C:
+			l.sumDue()
 			err := l.Sync()
 			if err != nil && !failing {
 				l.opts.Logger.Error("the audit log cannot be synced: a power cut may cost more than its last second", "err", err)
@@ -343,6 +354,7 @@ func (l *Log) Close() (err error) {
 	l.once.Do(func() {
 		close(l.stop)
 		<-l.done
+		l.endAll()
 		l.mu.Lock()
 		err = l.drain()
 		l.mu.Unlock()

@@ -24,7 +24,7 @@ func Open(dir string, o Options) (*Log, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, opts: o, stop: make(chan struct{}), done: make(chan struct{})}
+	l := &Log{dir: dir, opts: o, repeats: map[stream]map[likeness]*repeat{}, foldable: foldable, stop: make(chan struct{}), done: make(chan struct{})}
 	if err := l.open(); err != nil {
 		if l.f != nil {
 			err = errors.Join(err, l.f.Close())

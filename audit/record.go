@@ -90,6 +90,8 @@ type AdditionalEventData struct {
 	TookMicroseconds int64  `json:"tookMicroseconds"`
 	HTTPStatus       int    `json:"httpStatus,omitempty"`
 	NotRecorded      int64  `json:"notRecorded,omitempty"` // refused calls of strangers before this one
+
+	Repeated *Repeated `json:"repeated,omitempty"` // the record stands for several calls
 }
 
 // A Resource is one thing that the call was about.

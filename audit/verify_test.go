@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // written is a closed log of three files, and what is in them.
@@ -225,13 +226,13 @@ func TestFormat_Audit(t *testing.T) {
 		fmt.Sprintf("the last %d bytes", sealSize), fmt.Sprintf("(the first %d KiB)", maxTorn>>10), fmt.Sprintf("larger than %d KiB", maxRecord>>10),
 		fmt.Sprintf(`"magic":"%s"`, magic), fmt.Sprintf(`"version":%d`, version), fmt.Sprintf(`"magic":"%s","version":%d`, headMagic, version),
 		`"` + strings.TrimSuffix(lineDomain, "\x00") + `" 0x00`, "`" + strings.TrimSuffix(headDomain, "\x00") + "` 0x00", "Up to 1,024 records", "eventVersion " + EventVersion,
-		linePrefix, hashMember, macMember, "`" + headName + "`", "`*" + unfinished + "`", "`AuditLineTorn`", "`AuditLogDamaged`", "`AuditRecordsLost`", EventSource, "- version " + fmt.Sprint(version),
+		linePrefix, hashMember, macMember, "`" + headName + "`", "`*" + unfinished + "`", "`AuditLineTorn`", "`AuditLogDamaged`", "`AuditRecordsLost`", EventSource, "65,536 calls are being counted", "ten minutes after", `"repeated":{"calls":199,"first":"`, "- version " + fmt.Sprint(version),
 	} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("the page does not say %q", want)
 		}
 	}
-	if maxWaiting != 1024 || name(7) != "audit-00000000000000000007.jsonl" {
+	if maxWaiting != 1024 || maxRepeats != 65536 || repeatWindow != 10*time.Minute || name(7) != "audit-00000000000000000007.jsonl" {
 		t.Error("the page says otherwise")
 	}
 }

@@ -2,6 +2,7 @@ package awsapi
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net/http"
@@ -21,6 +22,25 @@ type Auditor interface {
 	Ready() error
 	// Append writes a record. It outlives this process once nil was returned.
 	Append(audit.Record) error
+	// Repeat is Append for a call that may be counted instead if it is like one
+	// before it.
+	Repeat(audit.Record) error
+}
+
+// Routine says that the call that ctx belongs to has changed nothing but what the
+// next of its kind replaces, so that of agents and replication servers, who make such
+// calls all the time, it is enough to know their number. A handler that says nothing
+// has each of its calls recorded. Outside of a handler it does nothing.
+func Routine(ctx context.Context) {
+	if caller := CallerOf(ctx); caller != nil && caller.call != nil {
+		caller.call.routine = true
+	}
+}
+
+// repeatable is whether a call may be counted: people and their programs do nothing
+// by routine.
+func (c *call) repeatable() bool {
+	return c.routine && c.caller.Principal != nil && c.caller.Principal.OfService()
 }
 
 // Strangers can make as many refused calls as they like, with as much text in
@@ -100,6 +120,9 @@ func (c *call) audit(status int, failure Exception, took time.Duration) error {
 	r := c.record(failure)
 	r.AdditionalEventData = &audit.AdditionalEventData{Decision: c.decision, Reason: cut(c.reason, maxReason), TookMicroseconds: took.Microseconds(),
 		HTTPStatus: status, NotRecorded: dropped}
+	if c.repeatable() {
+		return c.server.Audit.Repeat(r) // which looks at how it ended
+	}
 	return c.server.Audit.Append(r)
 }
 

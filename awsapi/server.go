@@ -212,6 +212,7 @@ type call struct {
 	claimed   string // access key id of the signature, before that is verified
 	input     any    // once it is understood
 	output    any    // of a handler that succeeded
+	routine   bool   // the handler has changed nothing that is worth a record
 }
 
 // The decisions of an audit record.

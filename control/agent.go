@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
 	"rehost/launch"
@@ -205,10 +206,10 @@ func (c *Service) agentOf(ctx context.Context, q querier, id string) (*server, e
 
 // report is how calls that mostly change nothing are done: what is to be changed
 // is found out on a copy, and only then is there a transaction.
-func (c *Service) report(ctx context.Context, id string, do func(s *server) (changed bool)) (*server, error) {
-	s, err := c.agentOf(ctx, c.db.reader, id)
+func (c *Service) report(ctx context.Context, id string, do func(s *server) (changed bool)) (s *server, changed bool, err error) {
+	s, err = c.agentOf(ctx, c.db.reader, id)
 	if err != nil || !do(s) {
-		return s, err
+		return s, false, err
 	}
 	err = c.db.update(ctx, func(tx *sql.Tx) error {
 		if s, err = c.agentOf(ctx, tx, id); err != nil || !do(s) {
@@ -216,7 +217,7 @@ func (c *Service) report(ctx context.Context, id string, do func(s *server) (cha
 		}
 		return putServer(ctx, tx, s)
 	})
-	return s, err
+	return s, true, err
 }
 
 func (c *Service) seen(id string) { c.gauge.set(id, func(t *telemetry) { t.SeenAt = stamp(c.now()) }) }
@@ -236,7 +237,7 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 		return c.lastCommand(ctx, s.ID)
 	}
 	retry := false
-	s, err = c.report(ctx, s.ID, func(s *server) bool {
+	s, changed, err := c.report(ctx, s.ID, func(s *server) bool {
 		changed := s.Replication.blameGone(byService, mgn.DataReplicationErrorStringAgentNotSeen, c.now())
 		changed = s.Replication.reached(stepWait, c.now()) || changed
 		if c.replicatorSeen(s.ReplicatorID) {
@@ -250,6 +251,9 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 	})
 	if err != nil {
 		return nil, err
+	}
+	if !changed {
+		awsapi.Routine(ctx)
 	}
 	return &formgn.GetAgentCommandForMgnResponse{Command: s.command(), CommandID: s.commandID(), Retry: &retry,
 		BandwidthThrottling: s.Config.BandwidthThrottling, TrustBundle: c.trustBundle(in.TrustDigest)}, nil
@@ -289,7 +293,7 @@ func (c *Service) lastCommand(ctx context.Context, id string) (*formgn.GetAgentC
 // GetAgentReplicationInfo implements GetAgentReplicationInfoForMgn: the pairing.
 func (c *Service) GetAgentReplicationInfo(ctx context.Context, in *formgn.GetAgentReplicationInfoForMgnRequest) (*formgn.GetAgentReplicationInfoForMgnResponse, error) {
 	var address string
-	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
+	s, changed, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		changed := s.Replication.reached(stepWait, c.now())
 		if address = c.replicatorAddress(s.ReplicatorID); address == "" {
 			return changed
@@ -300,6 +304,9 @@ func (c *Service) GetAgentReplicationInfo(ctx context.Context, in *formgn.GetAge
 		return nil, err
 	}
 	c.seen(s.ID)
+	if !changed {
+		awsapi.Routine(ctx)
+	}
 	out := &formgn.GetAgentReplicationInfoForMgnResponse{Disks: s.replicationDisks(), Generation: &s.Generation}
 	if address != "" {
 		out.ReplicatorID, out.ReplicatorAddress = s.ReplicatorID, address
@@ -319,7 +326,7 @@ func (c *Service) UpdateAgentReplicationInfo(ctx context.Context, in *formgn.Upd
 		return nil, err
 	}
 	var refused error
-	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
+	s, _, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		before := slices.Clone(s.Disks)
 		s.Disks = slices.Clone(s.Disks)
 		if refused = s.assignDisks(disks); refused != nil {
@@ -336,7 +343,7 @@ func (c *Service) UpdateAgentReplicationInfo(ctx context.Context, in *formgn.Upd
 
 // UpdateAgentSourceProperties implements UpdateAgentSourcePropertiesForMgn.
 func (c *Service) UpdateAgentSourceProperties(ctx context.Context, in *formgn.UpdateAgentSourcePropertiesForMgnRequest) (*formgn.UpdateAgentSourcePropertiesForMgnResponse, error) {
-	_, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
+	_, _, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		s.Properties = properties(in.SourceProperties, c.now())
 		if in.SourceProperties.BootMode != "" {
 			s.BootMode = in.SourceProperties.BootMode
@@ -357,7 +364,7 @@ func (c *Service) UpdateAgentBacklog(ctx context.Context, in *formgn.UpdateAgent
 		return out, c.confirmUninstall(ctx, in.SourceServerID)
 	}
 	now := c.now()
-	_, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
+	_, changed, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		changed := s.Replication.blame(byAgent, string(in.Error), deref(in.RawError), now)
 		if slices.Contains(reportable, in.State) {
 			// The agent is believed that it copies, once the replication server has
@@ -373,6 +380,7 @@ func (c *Service) UpdateAgentBacklog(ctx context.Context, in *formgn.UpdateAgent
 		return nil, err
 	}
 	c.gauge.set(in.SourceServerID, func(t *telemetry) {
+		changed = changed || t.Tracking != in.TrackingMethod || t.Reason != deref(in.TrackingReason)
 		t.SeenAt, t.Disks, t.ETA = stamp(now), in.Disks, ""
 		t.Tracking, t.Reason = in.TrackingMethod, deref(in.TrackingReason)
 		if in.EtaSeconds != nil {
@@ -382,6 +390,9 @@ func (c *Service) UpdateAgentBacklog(ctx context.Context, in *formgn.UpdateAgent
 			t.CurrentAt = max(t.CurrentAt, stamp(now.Add(-time.Duration(*in.LagMilliseconds)*time.Millisecond)))
 		}
 	})
+	if !changed {
+		awsapi.Routine(ctx)
+	}
 	return out, nil
 }
 
@@ -480,5 +491,6 @@ func (c *Service) SendAgentMetrics(ctx context.Context, in *formgn.SendAgentMetr
 		}
 		t.Metrics = values
 	})
+	awsapi.Routine(ctx)
 	return &formgn.SendAgentMetricsForMgnResponse{}, err
 }

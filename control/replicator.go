@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
 	"rehost/block"
@@ -74,7 +75,8 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 	if err := c.ready(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.noteReplicator(ctx, in.ReplicatorID, deref(in.Address)); err != nil {
+	known, err := c.noteReplicator(ctx, in.ReplicatorID, deref(in.Address))
+	if err != nil {
 		return nil, err
 	}
 	c.replicators.mu.Lock()
@@ -89,6 +91,9 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE replicator_id = ? ORDER BY id`, in.ReplicatorID)
 	if err != nil {
 		return nil, err
+	}
+	if known {
+		awsapi.Routine(ctx)
 	}
 	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Revision: &revision, Associations: []formgn.Association{}, TrustBundle: c.trustBundle(in.TrustDigest)}
 	for _, s := range servers {
@@ -106,16 +111,16 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 }
 
 // noteReplicator keeps where a replication server is, and gives one that is new
-// the source servers that wait for one.
-func (c *Service) noteReplicator(ctx context.Context, id, address string) error {
+// the source servers that wait for one. Known is whether that changed nothing.
+func (c *Service) noteReplicator(ctx context.Context, id, address string) (known bool, err error) {
 	c.replicators.mu.Lock()
-	known := c.replicators.address[id] == address || address == "" && c.replicators.address[id] != ""
+	known = c.replicators.address[id] == address || address == "" && c.replicators.address[id] != ""
 	c.replicators.seen[id] = c.now()
 	c.replicators.mu.Unlock()
 	if known {
-		return nil
+		return true, nil
 	}
-	err := c.db.update(ctx, func(tx *sql.Tx) error {
+	err = c.db.update(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO replicators (id, address) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET address = excluded.address`, id, address); err != nil {
 			return err
 		}
@@ -127,12 +132,12 @@ func (c *Service) noteReplicator(ctx context.Context, id, address string) error 
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("note replication server %s: %w", id, err)
+		return false, fmt.Errorf("note replication server %s: %w", id, err)
 	}
 	c.replicators.mu.Lock()
 	c.replicators.address[id] = address
 	c.replicators.mu.Unlock()
-	return nil
+	return false, nil
 }
 
 // served refuses if another replication server has the source server: to this
@@ -221,7 +226,7 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	var refused error
 	noted := false
 	var from mgn.LifeCycleState
-	s, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
+	s, changed, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		refused = c.served(s, in.ReplicatorID)
 		if refused == nil && in.Generation != s.Generation {
 			refused = conflict("SourceServer", s.ID, fmt.Sprintf("session %d of source server %s is over: the last one is %d", in.Generation, s.ID, s.Generation))
@@ -258,6 +263,8 @@ func (c *Service) NotifyAgentReplicationProgress(ctx context.Context, in *formgn
 	})
 	if withdrawn && before != after {
 		c.happened(ctx, pointsRetracted, s.ID, "before", before, "latest", after, "generation", in.Generation)
+	} else if !changed {
+		awsapi.Routine(ctx)
 	}
 	return &formgn.NotifyAgentReplicationProgressForMgnResponse{}, nil
 }
@@ -321,12 +328,15 @@ func (c *Service) UpdateAgentReplicationProcessState(ctx context.Context, in *fo
 		what = string(mgn.DataReplicationErrorStringSnapshotsFailure)
 	}
 	var refused error
-	_, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
+	_, changed, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		refused = c.served(s, in.ReplicatorID)
 		return refused == nil && s.Replication.blame(byReplicator, what, deref(in.RawError), c.now())
 	})
 	if err != nil || refused != nil {
 		return nil, errors.Join(err, refused)
+	}
+	if !changed {
+		awsapi.Routine(ctx)
 	}
 	return &formgn.UpdateAgentReplicationProcessStateForMgnResponse{}, nil
 }

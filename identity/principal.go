@@ -47,6 +47,12 @@ func (p *Principal) RoleARN() string {
 	return p.parent
 }
 
+// OfService is whether it is an agent or a replication server: a session of one
+// of their roles.
+func (p *Principal) OfService() bool {
+	return p.Kind == RolePrincipal && (p.Name == AgentRole || p.Name == ReplicationServerRole)
+}
+
 // asNamed is the principal as policies of resources may name it.
 func (p *Principal) asNamed() policy.Principal {
 	return policy.Principal{Kind: "AWS", Value: p.ARN, Parent: p.parent, ID: p.UserID}

@@ -196,6 +196,9 @@ func row(e *audit.Entry) string {
 	id, decision := e.UserIdentity, ""
 	if e.AdditionalEventData != nil {
 		decision = e.AdditionalEventData.Decision
+		if r := e.AdditionalEventData.Repeated; r != nil {
+			decision += fmt.Sprintf(" %d times since %s", r.Calls, r.First.Format(time.RFC3339))
+		}
 	}
 	about := ""
 	if len(e.Resources) > 0 {

@@ -40,16 +40,23 @@ func TestAudit_Commands(t *testing.T) {
 	call("StartTest", "arn:aws:iam::123456789012:user/ann", "allowed", "", 48*time.Hour)
 	call("StartTest", "arn:aws:iam::123456789012:user/bob", "denied", "AccessDeniedException", time.Minute)
 	call("StartCutover", "arn:aws:iam::123456789012:user/ann", "allowed", "", time.Minute)
+	agent := audit.Record{EventName: "GetAgentCommandForMgn", EventSource: "mgn.amazonaws.com", EventType: audit.APICall, UserIdentity: audit.UserIdentity{PrincipalID: "AROAX:s-1"},
+		AdditionalEventData: &audit.AdditionalEventData{Decision: "allowed"}}
+	for range 5 {
+		if err := log.Repeat(agent); err != nil {
+			t.Fatal(err)
+		}
+	}
 	call("Evil\x1b[2J\n9 forged", "", "refused", "", 0)
-	if err := log.Close(); err != nil {
+	if err := log.Close(); err != nil { // with the record of what was repeated
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		args string
 		rows string // events of the records
 	}{
-		{"", "AuditFileBegun StartTest StartTest StartCutover Evil\\x1b[2J\\n9"},
-		{"--since 24h", "AuditFileBegun StartTest StartCutover Evil\\x1b[2J\\n9"},
+		{"", "AuditFileBegun StartTest StartTest StartCutover GetAgentCommandForMgn Evil\\x1b[2J\\n9 GetAgentCommandForMgn"},
+		{"--since 24h", "AuditFileBegun StartTest StartCutover GetAgentCommandForMgn Evil\\x1b[2J\\n9 GetAgentCommandForMgn"},
 		{"--principal user/ann", "StartTest StartCutover"},
 		{"--event starttest", "StartTest StartTest"},
 		{"--denied", "StartTest Evil\\x1b[2J\\n9"},
@@ -64,6 +71,9 @@ func TestAudit_Commands(t *testing.T) {
 			t.Errorf("ls %s: status %d, %q, want %q; %s", c.args, status, got, c.rows, errs)
 		}
 	}
+	if _, out, _ := run("ls", "--data", data, "--principal", "AROAX"); strings.Count(out, "allowed") != 2 || strings.Count(out, "allowed 4 times since 2") != 1 {
+		t.Errorf("repeated calls: %s", out)
+	}
 	files, err := audit.Files(filepath.Join(data, auditDir))
 	if err != nil {
 		t.Fatal(err)
@@ -77,17 +87,17 @@ func TestAudit_Commands(t *testing.T) {
 	}
 
 	status, out, errs := run("verify", "--data", data)
-	note := regexp.MustCompile(`^5 records in 1 files are as they were written, from 1 to (5:[0-9a-f]{64})\n$`).FindStringSubmatch(out)
+	note := regexp.MustCompile(`^7 records in 1 files are as they were written, from 1 to (7:[0-9a-f]{64})\n$`).FindStringSubmatch(out)
 	if status != statusDone || note == nil {
 		t.Fatalf("verify: status %d, %q, %s", status, out, errs)
 	}
 	if status, _, errs := run("verify", "--data", data, "--expect", note[1]); status != statusDone {
 		t.Errorf("what was expected: status %d, %s", status, errs)
 	}
-	if status, _, _ := run("verify", "--data", data, "--expect", "6"+note[1][1:]); status != statusDamaged {
+	if status, _, _ := run("verify", "--data", data, "--expect", "8"+note[1][1:]); status != statusDamaged {
 		t.Errorf("what is not there was expected: status %d", status)
 	}
-	if status, _, _ := run("verify", "--data", data, "--expect", "5"); status != statusUsage {
+	if status, _, _ := run("verify", "--data", data, "--expect", "7"); status != statusUsage {
 		t.Errorf("half an expectation: status %d", status)
 	}
 	elsewhere := filepath.Join(t.TempDir(), filepath.Base(files[0]))
