@@ -25,7 +25,7 @@ type CLI struct {
 	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
 	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
-	Keys       KeysCmd       `cmd:"" help:"List access keys, or make one while the service is stopped."`
+	Keys       KeysCmd       `cmd:"" help:"List access keys, or make one that can install agents; the service may be running."`
 	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
@@ -112,6 +112,7 @@ var outcomes = []struct {
 	{store.ErrBadID, statusUsage, "a replica has the name of its source server, like s-0123456789abcdef0"},
 	{store.ErrLocked, statusInUse, "stop the replication server that writes this replica"},
 	{errInUse, statusInUse, "stop the other process, or name another directory with --data"},
+	{errNoKey, statusError, "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE and AWS_PROFILE, of who may create users, policies and keys"},
 	{errKeys, statusError, "aws iam update-access-key --status Inactive and aws iam delete-access-key end a key at once"},
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
 	{ca.ErrSealed, statusError, "name the sealing key that the service was started with: --sealing-key"},

@@ -189,6 +189,9 @@ func (s *served) listen(keep func(func() error)) (err error) {
 		return err
 	}
 	keep(ignoreClosed(s.listener.Close))
+	if err := publish(filepath.Join(s.cmd.Data, endpointFile), []byte(s.loopback()+"\n")); err != nil {
+		return err
+	}
 	// Its certificate is made here also for rehost replicator.
 	if s.paired, err = openPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority); err != nil {
 		return err
@@ -265,11 +268,7 @@ func (s *served) replicate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, apiPort, err := net.SplitHostPort(s.listener.Addr().String())
-	if err != nil {
-		return err
-	}
-	err = replicator.Run(ctx, replicator.Config{Endpoint: "https://" + net.JoinHostPort(loopbackOf(s.listener.Addr()), apiPort), Region: s.cmd.Region, ID: id,
+	err = replicator.Run(ctx, replicator.Config{Endpoint: s.loopback(), Region: s.cmd.Region, ID: id,
 		Address: net.JoinHostPort(s.hosts.first, port), Bundle: s.authority.Bundle(), Certificate: s.paired.Certificate, Store: s.store, Listener: s.incoming,
 		Logger: s.log.With("replicator", id)})
 	if err == nil {
@@ -278,12 +277,13 @@ func (s *served) replicate(ctx context.Context) error {
 	return err
 }
 
-// loopbackOf is the host under which this process reaches its own listener.
-func loopbackOf(a net.Addr) string {
-	if t, ok := a.(*net.TCPAddr); ok && !t.IP.IsUnspecified() {
-		return t.IP.String()
+// loopback is the address of the API for who is on this machine.
+func (s *served) loopback() string {
+	host, port, _ := net.SplitHostPort(s.listener.Addr().String()) // of TCP
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "127.0.0.1"
 	}
-	return "127.0.0.1"
+	return "https://" + net.JoinHostPort(host, port)
 }
 
 // private refuses a directory into which others could put something.
