@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,8 @@ type crafted struct {
 	time                  time.Time
 	hash                  string              // what is signed; "" is that of the body
 	after                 func(*http.Request) // changes it once it is signed
+	presigned             bool                // the signature is in the query
+	expires               string              // X-Amz-Expires of a presigned one; "" leaves it out
 }
 
 func (c *crafted) request(v *tested) *http.Request {
@@ -41,6 +44,10 @@ func (c *crafted) request(v *tested) *http.Request {
 		c.date = stamp[:8]
 	}
 	in := scope{c.date, c.region, c.service}
+	if c.presigned {
+		c.presign(r, v, in, stamp)
+		return r
+	}
 	path, _, _ := strings.Cut(c.uri, "?")
 	canonical := canonicalRequest(r, path, "", c.signed, c.hash)
 	r.Header.Set("Authorization", algorithm+" Credential="+v.key.AccessKeyID+"/"+in.String()+
@@ -49,6 +56,23 @@ func (c *crafted) request(v *tested) *http.Request {
 		c.after(r)
 	}
 	return r
+}
+
+// presign puts what makes a presigned URL into the query.
+func (c *crafted) presign(r *http.Request, v *tested, in scope, stamp string) {
+	r.Header.Del("X-Amz-Date")
+	query := url.Values{"X-Amz-Algorithm": {algorithm}, "X-Amz-Credential": {v.key.AccessKeyID + "/" + in.String()}, "X-Amz-Date": {stamp}, "X-Amz-SignedHeaders": {"host"}}
+	if c.expires != "" {
+		query.Set("X-Amz-Expires", c.expires)
+	}
+	canonical := canonicalRequest(r, c.uri, canonicalQuery(query), []string{"host"}, c.hash)
+	query.Set("X-Amz-Signature", signature(string(v.key.SecretAccessKey), in, stamp, canonical))
+	r.RequestURI = c.uri + "?" + canonicalQuery(query)
+}
+
+// old makes a presigned URL of a service that was signed so long ago.
+func (c *crafted) old(service string, age time.Duration, expires string) {
+	c.presigned, c.service, c.expires, c.time = true, service, expires, c.time.Add(-age)
 }
 
 // sign adds a header and signs it too.
@@ -120,6 +144,19 @@ var attacks = []attack{
 	{"ScopeOfYesterday", "date of scope", func(c *crafted) { c.date = "20250101" }, InvalidSignature, "Date in Credential scope"},
 	{"S3s-616-Replayed", "not expired", func(c *crafted) { c.time = c.time.Add(-maxSkew - 2*time.Second) }, InvalidSignature, "Signature expired: "},
 	{"AlmostExpired", "", func(c *crafted) { c.time = c.time.Add(-maxSkew + 2*time.Second) }, "", ""},
+	{"PresignedAlmostExpired", "", func(c *crafted) { c.old("mgn", 58*time.Second, "60") }, "", ""},
+	{"PresignedExpired", "not expired", func(c *crafted) { c.old("mgn", 62*time.Second, "60") }, InvalidSignature, "Signature expired: "},
+	{"PresignedWithoutEnd", "", func(c *crafted) { c.old("mgn", 0, "") }, IncompleteSignature, "X-Amz-Expires once"},
+	{"PresignedWithoutEndOfIam", "", func(c *crafted) { c.old("iam", 0, "") }, IncompleteSignature, "X-Amz-Expires once"},
+	{"PresignedForTooLong", "", func(c *crafted) { c.old("mgn", 0, "604801") }, IncompleteSignature, "1 to 604800"},
+	{"PresignedForEver", "", func(c *crafted) { c.old("mgn", 0, "9223372036854775807") }, IncompleteSignature, "1 to 604800"},
+	{"PresignedForNothing", "", func(c *crafted) { c.old("mgn", 0, "0") }, IncompleteSignature, "1 to 604800"},
+	{"PresignedTokenOfEKS", "", func(c *crafted) { c.old("sts", 14*time.Minute, "60") }, "", ""},
+	{"PresignedTokenWithoutEnd", "", func(c *crafted) { c.old("sts", presignedSTS-2*time.Second, "") }, "", ""},
+	{"PresignedTokenWithoutEndTooOld", "not expired", func(c *crafted) { c.old("sts", presignedSTS+2*time.Second, "") }, InvalidSignature, "Signature expired: "},
+	{"PresignedTokenOfAWeek", "not expired", func(c *crafted) { c.old("sts", presignedSTS+2*time.Second, "604800") }, InvalidSignature, "Signature expired: "},
+	{"PresignedTokenOfNoNumber", "", func(c *crafted) { c.old("sts", 0, "x") }, IncompleteSignature, "1 to 604800"},
+	{"PresignedTokenFromTheFuture", "not from the future", func(c *crafted) { c.old("sts", -maxSkew-2*time.Second, "") }, InvalidSignature, "Signature not yet current: "},
 	{"FromTheFuture", "not from the future", func(c *crafted) { c.time = c.time.Add(maxSkew + 2*time.Second) }, InvalidSignature, "Signature not yet current: "},
 	{"AlmostFromTheFuture", "", func(c *crafted) { c.time = c.time.Add(maxSkew - 2*time.Second) }, "", ""},
 	{"HashOfAnotherBody", "claimed body hash", func(c *crafted) { c.sign("X-Amz-Content-Sha256", hashOf("another")) }, InvalidSignature, "is not that of its body"},

@@ -189,7 +189,8 @@ func checkNotYetCurrent(v *verifier, s *signedRequest) error {
 	return nil
 }
 
-// checkExpired: a presigned URL lives as long as it says, all else five minutes.
+// checkExpired: a presigned URL lives as long as it says, one of sts 15 minutes, all
+// else five.
 func checkExpired(v *verifier, s *signedRequest) error {
 	signed, err := s.signedAt()
 	if err != nil {

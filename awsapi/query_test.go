@@ -345,18 +345,29 @@ func TestQuery_Form(t *testing.T) {
 func TestQuery_Presigned(t *testing.T) {
 	e := newEndpoint(t)
 	serveQuery(e)
-	request, err := http.NewRequest(http.MethodGet, e.URL+"/?Action=GetCallerIdentity&Version=2011-06-15&X-Amz-Expires=60", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	who := aws.Credentials{AccessKeyID: e.admin.AccessKeyID, SecretAccessKey: string(e.admin.SecretAccessKey)}
 	digest := sha256.Sum256(nil)
-	presigned, _, err := v4.NewSigner().PresignHTTP(context.Background(), who, request, hex.EncodeToString(digest[:]), "sts", testRegion, time.Now())
-	if err != nil {
-		t.Fatal(err)
+	url := func(query string, age time.Duration) string {
+		t.Helper()
+		request, err := http.NewRequest(http.MethodGet, e.URL+"/?Action=GetCallerIdentity&Version=2011-06-15"+query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("X-K8s-Aws-Id", "cluster") // as aws eks get-token has it
+		out, _, err := v4.NewSigner().PresignHTTP(context.Background(), who, request, hex.EncodeToString(digest[:]), "sts", testRegion, time.Now().Add(-age))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
 	}
+	presigned := url("&X-Amz-Expires=60", 0)
+	account := "<Account>" + e.directory.Account().ID + "</Account>"
 	for _, test := range []struct{ method, url, want string }{
-		{http.MethodGet, presigned, "<Account>" + e.directory.Account().ID + "</Account>"},
+		{http.MethodGet, presigned, account},
+		{http.MethodGet, url("&X-Amz-Expires=60", 13*time.Minute), account}, // STS looks at the date only
+		{http.MethodGet, url("", 13*time.Minute), account},
+		{http.MethodGet, url("", 16*time.Minute), "Signature expired"},
+		{http.MethodGet, url("&X-Amz-Expires=86400", 16*time.Minute), "Signature expired"},
 		{http.MethodGet, strings.Replace(presigned, "GetCallerIdentity", "GetSessionToken", 1), "<Code>SignatureDoesNotMatch</Code>"},
 		{http.MethodPut, presigned, "<Code>SignatureDoesNotMatch</Code>"},
 	} {
@@ -364,6 +375,7 @@ func TestQuery_Presigned(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		request.Header.Set("X-K8s-Aws-Id", "cluster")
 		answer, err := e.plain().Do(request)
 		if err != nil {
 			t.Fatal(err)

@@ -17,8 +17,15 @@ import (
 	"rehost/identity"
 )
 
-// maxPresigned is the longest that a presigned URL may live.
-const maxPresigned = 7 * 24 * time.Hour
+const (
+	// maxPresigned is the longest that a presigned URL may live.
+	maxPresigned = 7 * 24 * time.Hour
+	// presignedSTS is how long one of sts lives, always. STS does not ask for
+	// X-Amz-Expires and does not look at it, and those who make tokens of such URLs
+	// rely on that: they leave it out, or write 60 and go on for 14 minutes.
+	// https://github.com/kubernetes-sigs/aws-iam-authenticator/blob/master/pkg/token/token.go
+	presignedSTS = 15 * time.Minute
+)
 
 // A signedRequest is a request whose signature was read but not yet verified.
 type signedRequest struct {
@@ -119,7 +126,7 @@ func (s *signedRequest) readHeader(authorization string) error {
 func (s *signedRequest) readPresigned() error {
 	get := func(name string) (value string, err error) { return one(s.query[name], name) }
 	fields := map[string]string{}
-	for _, name := range []string{"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature"} {
+	for _, name := range []string{"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-SignedHeaders", "X-Amz-Signature"} {
 		value, err := get(name)
 		if err != nil {
 			return err
@@ -129,15 +136,17 @@ func (s *signedRequest) readPresigned() error {
 	if fields["X-Amz-Algorithm"] != algorithm {
 		return incomplete("X-Amz-Algorithm is not %s", algorithm)
 	}
-	seconds, err := strconv.Atoi(fields["X-Amz-Expires"])
-	s.expires = time.Duration(seconds) * time.Second
-	if err != nil || seconds <= 0 || s.expires > maxPresigned {
-		return incomplete("X-Amz-Expires must be 1 to %d seconds", int(maxPresigned.Seconds()))
+	if err := s.readCredential(fields["X-Amz-Credential"]); err != nil {
+		return err
+	}
+	if err := s.readExpires(); err != nil {
+		return err
 	}
 	if s.Header["X-Amz-Security-Token"] != nil {
 		return incomplete("The X-Amz-Security-Token of a presigned URL belongs into its query")
 	}
 	if s.query["X-Amz-Security-Token"] != nil {
+		var err error
 		if s.token, err = get("X-Amz-Security-Token"); err != nil {
 			return err
 		}
@@ -145,7 +154,29 @@ func (s *signedRequest) readPresigned() error {
 	s.time, s.signature = fields["X-Amz-Date"], fields["X-Amz-Signature"]
 	s.headers = strings.Split(fields["X-Amz-SignedHeaders"], ";")
 	delete(s.query, "X-Amz-Signature")
-	return s.readCredential(fields["X-Amz-Credential"])
+	return nil
+}
+
+// readExpires reads how long a presigned URL lives, which it has to say unless it is of sts.
+func (s *signedRequest) readExpires() error {
+	sts := s.scope.service == "sts"
+	if sts && s.query["X-Amz-Expires"] == nil {
+		s.expires = presignedSTS
+		return nil
+	}
+	text, err := one(s.query["X-Amz-Expires"], "X-Amz-Expires")
+	if err != nil {
+		return err
+	}
+	seconds, err := strconv.Atoi(text)
+	if err != nil || seconds <= 0 || seconds > int(maxPresigned.Seconds()) {
+		return incomplete("X-Amz-Expires must be 1 to %d seconds", int(maxPresigned.Seconds()))
+	}
+	s.expires = time.Duration(seconds) * time.Second
+	if sts {
+		s.expires = presignedSTS
+	}
+	return nil
 }
 
 // one insists on exactly one value.
