@@ -74,7 +74,10 @@ func callHint(e *awsapi.CallError) string {
 		if e.Operation == "CreateSessionForMgn" {
 			return "the source server was disconnected, or its certificate revoked; to replicate this machine again, install again"
 		}
-		return "the installing user needs the policy AWSApplicationMigrationAgentInstallationPolicy; a key that was made for one installation may have run out"
+		if strings.Contains(e.Message, "permissions boundary") { // as that of rehost keys create-installer
+			return "the time of this access key is over, or a boundary keeps it from installing: make a new one where the service is (rehost keys create-installer), and install with that"
+		}
+		return "the installing user needs the policy AWSApplicationMigrationAgentInstallationPolicy"
 	case awsapi.Uninitialized:
 		return "initialize the service first: aws mgn initialize-service"
 	}

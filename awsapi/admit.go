@@ -143,7 +143,7 @@ func (c *call) allow(action, arn string, circumstances policy.Context) error {
 	if decision.Allowed {
 		return nil
 	}
-	return c.denial(fmt.Sprintf("User: %s is not authorized to perform: %s on resource: %s %s", c.caller.Principal.ARN, action, arn, decision.Refusal()), action, arn, circumstances, decision)
+	return c.denial(fmt.Sprintf("User: %s is not authorized to perform: %s on resource: %s %s", c.caller.Principal.ARN, action, arn, decision.Because()), action, arn, circumstances, decision)
 }
 
 // denial is the answer to what policies do not allow. Why is sealed: whoever

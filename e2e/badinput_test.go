@@ -88,7 +88,7 @@ func badInstallations(t *testing.T, w *world, disk string) {
 		"wrong secret":     {[]string{id, "AWS_SECRET_ACCESS_KEY=wrong"}, disk, pinned, []string{"InvalidSignatureException", "the secret access key does not belong"}},
 		"no token":         {[]string{"AWS_ACCESS_KEY_ID=ASIAAAAAAAAAAAAAAAAA", good[1]}, disk, pinned, []string{"--aws-session-token is missing"}},
 		"expired session":  {expiredSession(t, w), disk, pinned, []string{"ExpiredTokenException", "make new ones"}},
-		"expired key":      {expiredKey(t, w), disk, pinned, []string{"AccessDeniedException", "may have run out"}},
+		"expired key":      {expiredKey(t, w), disk, pinned, []string{"AccessDeniedException", "no permissions boundary allows", "make a new one"}},
 		"other region":     {good, disk, append(slices.Clone(pinned), "--region", "eu-west-1"), []string{"us-east-1", "region"}},
 		"no fingerprint":   {good, disk, nil, []string{"--ca FILE or --ca-fingerprint"}},
 		"fingerprint":      {good, disk, []string{"--ca-fingerprint", ca.Fingerprint(other.Root())}, []string{"compare --ca-fingerprint"}},

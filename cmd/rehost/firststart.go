@@ -30,7 +30,7 @@ const (
 
 // identities opens the accounts, and finishes the first start if that is not done.
 func (c *ServeCmd) identities(ctx context.Context, db *control.Database, s *served, key *identity.SealingKey) (*identity.Directory, error) {
-	directory, err := openDirectory(ctx, db, key)
+	directory, err := openDirectory(ctx, db, key, c.now)
 	if err != nil {
 		return nil, err
 	}

@@ -49,6 +49,8 @@ type ServeCmd struct {
 	AuditFiles        int      `help:"How many files of the audit log are kept." default:"9" placeholder:"N"`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 	RateFlags         `embed:""`
+
+	now func() time.Time // of accounts, policies and signatures; nil is time.Now. Tests move it
 }
 
 // Run serves until ctx ends.
@@ -166,8 +168,8 @@ func (s *served) openAudit(account string, stdout io.Writer, keep func(func() er
 	return s.audit.Append(started)
 }
 
-func openDirectory(ctx context.Context, db *control.Database, key *identity.SealingKey) (*identity.Directory, error) {
-	return identity.Open(ctx, identity.Options{Store: db.Identities(), Key: key})
+func openDirectory(ctx context.Context, db *control.Database, key *identity.SealingKey, now func() time.Time) (*identity.Directory, error) {
+	return identity.Open(ctx, identity.Options{Store: db.Identities(), Key: key, Now: now})
 }
 
 func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database, directory *identity.Directory, exporter *export.Server, socket string, target launch.Target) (err error) {
@@ -177,7 +179,7 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 	if err != nil {
 		return err
 	}
-	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, VerifyPeer: control.VerifyPeer,
+	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, Now: c.now, VerifyPeer: control.VerifyPeer,
 		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	s.service.Register(s.api)
 	api.Register(s.api, directory, oidc.New(nil))

@@ -49,7 +49,7 @@ func openSealed(ctx context.Context, data, file string, db *control.Database) (*
 	if err != nil {
 		return nil, err
 	}
-	return openDirectory(ctx, db, key)
+	return openDirectory(ctx, db, key, nil)
 }
 
 func openAuthority(data string, key *identity.SealingKey) (*ca.Authority, error) {

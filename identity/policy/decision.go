@@ -89,22 +89,27 @@ func (d *Decision) Reason() string {
 	return fmt.Sprintf("no statement of the %s allows %s on %s", d.Layer, d.action, d.resource)
 }
 
-// kinds are AWS's names for the policies of a layer, as error texts have them.
-var kinds = [layerCount]string{"identity-based policy", "permissions boundary", "session policy", "resource-based policy"}
+// layerKinds is what AWS calls a policy of each layer when it says no.
+var layerKinds = [layerCount]struct{ article, kind string }{
+	{"an", "identity-based policy"}, {"a", "permissions boundary"}, {"a", "session policy"}, {"a", "resource-based policy"},
+}
 
-// Refusal ends the sentence that tells the caller of a denied request why, in
-// AWS's words: which kind of policy, and neither its name nor its text. It is
-// "" for one that is allowed.
-func (d *Decision) Refusal() string {
+// Because is how AWS tells the caller why not, behind "… is not authorized to
+// perform: … on resource: …": what kind of policy it was, and nothing of its content.
+// It is "" for what is allowed.
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
+func (d *Decision) Because() string {
+	kind := layerKinds[d.Layer]
 	switch {
 	case d.Allowed:
 		return ""
-	case d.Explicit && d.Layer == IdentityLayer:
-		return "with an explicit deny in an " + kinds[d.Layer]
-	case d.Explicit:
-		return "with an explicit deny in a " + kinds[d.Layer]
+	case d.refusal != "":
+		return "because no policy allows the action"
 	}
-	return fmt.Sprintf("because no %s allows the %s action", kinds[d.Layer], d.action)
+	if d.Explicit {
+		return "with an explicit deny in " + kind.article + " " + kind.kind
+	}
+	return "because no " + kind.kind + " allows the " + d.action + " action"
 }
 
 // MarshalJSON writes the decision for machines: what was asked, the verdict,

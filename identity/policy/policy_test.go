@@ -210,7 +210,7 @@ func TestEvaluate_Layers(t *testing.T) {
 		action   string
 		want     bool
 		reason   string // for the audit log
-		refusal  string // for the caller, in AWS's words
+		because  string // for the caller, in AWS's words
 	}{
 		{"None", Policies{}, "mgn:StartTest", false, "no statement of the identity policies", "because no identity-based policy allows the mgn:StartTest action"},
 		{"Boundary", Policies{Identity: []*Document{all}, Boundary: tests}, "mgn:StartTest", true, "permissions boundary", ""},
@@ -227,8 +227,8 @@ func TestEvaluate_Layers(t *testing.T) {
 			if got.Allowed != test.want || !strings.Contains(got.Reason(), test.reason) {
 				t.Errorf("got %+v: %s", got, got.Reason())
 			}
-			if got.Refusal() != test.refusal {
-				t.Errorf("the caller is told %q", got.Refusal())
+			if got.Because() != test.because {
+				t.Errorf("the caller is told %q", got.Because())
 			}
 		})
 	}
