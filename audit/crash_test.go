@@ -19,7 +19,7 @@ const (
 // child writes records and says which were acknowledged, until it is killed. The late
 // one is the mutation: it says so before it has written them.
 func child(dir string, late bool) int {
-	l, err := Open(dir, Options{Key: testKey, FileSize: 32 << 10, Files: 1000})
+	l, err := Open(dir, Options{Keys: testKeys, FileSize: 32 << 10, Files: 1000})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -78,7 +78,7 @@ func TestLog_Killed(t *testing.T) {
 		}
 		acknowledged := killed(t, dir, random.IntN(800), false)
 		must(t, open(t, dir).Close())
-		if r, err := Verify(dir, testKey); err != nil {
+		if r, err := Verify(dir, testKeys); err != nil {
 			t.Fatalf("round %d: %+v, %v", round, r, err)
 		}
 		calls := map[string]bool{}

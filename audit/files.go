@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,11 +56,12 @@ type head struct {
 type headMembers struct {
 	Magic   string `json:"magic"`
 	Version int    `json:"version"`
+	Key     string `json:"key"`
 	head
 }
 
 func (h head) encode(key []byte) ([]byte, error) {
-	object, err := json.Marshal(headMembers{headMagic, version, h})
+	object, err := json.Marshal(headMembers{headMagic, version, keyName(key), h})
 	if err != nil {
 		return nil, err
 	}
@@ -67,18 +69,24 @@ func (h head) encode(key []byte) ([]byte, error) {
 	return line, nil
 }
 
-func decodeHead(key, text []byte) (head, error) {
+func decodeHead(keys Keys, text []byte) (head, error) {
 	line, ok := strings.CutSuffix(string(text), "\n")
 	s, err := unseal([]byte(line))
 	if err == nil && !ok {
 		err = errors.New("it does not end in a line feed")
 	}
-	if err == nil {
-		err = s.check(key, headDomain, Hash{})
-	}
 	var m headMembers
 	if err == nil {
-		err = json.Unmarshal(append(s.body, '}'), &m)
+		err = json.Unmarshal(append(bytes.Clone(s.body), '}'), &m)
+	}
+	var key []byte
+	if err == nil && len(keys) > 0 {
+		if key = keys.of(m.Key, &s); key == nil {
+			err = errOtherKey(m.Key)
+		}
+	}
+	if err == nil {
+		err = s.check(key, headDomain, Hash{})
 	}
 	if err == nil && (m.Magic != headMagic || m.Version != version) {
 		err = fmt.Errorf("it is %q of version %d, and this program knows only version %d", m.Magic, m.Version, version)
@@ -89,13 +97,13 @@ func decodeHead(key, text []byte) (head, error) {
 
 // readHead reads the head of the log in dir. What is wrong with it is a [*BadError];
 // that there is none is [fs.ErrNotExist].
-func readHead(dir string, key []byte) (head, error) {
+func readHead(dir string, keys Keys) (head, error) {
 	path := filepath.Join(dir, headName)
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return head{}, err
 	}
-	h, err := decodeHead(key, text)
+	h, err := decodeHead(keys, text)
 	if err != nil {
 		return h, &BadError{File: path, Line: 1, Seq: h.seq, Reason: Changed, Err: err}
 	}

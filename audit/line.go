@@ -131,6 +131,7 @@ func (s *sealed) check(key []byte, domain string, before Hash) error {
 type header struct {
 	Magic    string `json:"magic"`
 	Version  int    `json:"version"`
+	Key      string `json:"key"` // name of that of the macs; "" from before it was said
 	Previous Hash   `json:"previousHash"`
 }
 

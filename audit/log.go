@@ -27,9 +27,9 @@ const maxWaiting = 1024
 
 // Options of a [Log].
 type Options struct {
-	Key      []byte // of the macs, 32 bytes: required
-	FileSize int64  // bytes that one file may have; 0 is DefaultFileSize
-	Files    int    // how many files are kept; 0 is DefaultFiles
+	Keys     Keys  // of the macs, 32 bytes each: the first one is required, and writes
+	FileSize int64 // bytes that one file may have; 0 is DefaultFileSize
+	Files    int   // how many files are kept; 0 is DefaultFiles
 
 	Region, Account string    // of records that do not say
 	Mirror          io.Writer // gets each line too, as far as it takes them; nil for none
@@ -40,8 +40,8 @@ type Options struct {
 }
 
 func (o *Options) validate() error {
-	if len(o.Key) != 32 {
-		return fmt.Errorf("the key of an audit log has 32 bytes, not %d", len(o.Key))
+	if err := o.Keys.validate(); err != nil {
+		return err
 	}
 	if o.FileSize == 0 {
 		o.FileSize = DefaultFileSize
@@ -135,6 +135,9 @@ func (l *Log) Ready() error {
 	return l.drain()
 }
 
+// key is the one that writes.
+func (l *Log) key() []byte { return l.opts.Keys[0] }
+
 // encode is the members of the record, completed.
 func (l *Log) encode(r Record) ([]byte, error) {
 	r.EventVersion, r.EventID, r.ManagementEvent, r.EventCategory = EventVersion, NewID(), true, "Management"
@@ -201,12 +204,12 @@ func (l *Log) failed(err error) error {
 
 // write writes one line, into a new file if this one is full.
 func (l *Log) write(members []byte) error {
-	line, h := seal(l.opts.Key, lineDomain, l.last.Hash, l.last.Seq+1, members)
+	line, h := seal(l.key(), lineDomain, l.last.Hash, l.last.Seq+1, members)
 	if l.size+int64(len(line)) > l.opts.FileSize {
 		if err := l.rotate("full"); err != nil {
 			return err
 		}
-		line, h = seal(l.opts.Key, lineDomain, l.last.Hash, l.last.Seq+1, members)
+		line, h = seal(l.key(), lineDomain, l.last.Hash, l.last.Seq+1, members)
 	}
 	if _, err := l.f.WriteAt(line, l.size); err != nil {
 		return errors.Join(err, l.f.Truncate(l.size)) // half a line is no record
@@ -248,8 +251,8 @@ func (l *Log) begin(why string) error {
 	if err != nil {
 		return err
 	}
-	first := fmt.Appendf(nil, `"magic":%q,"version":%d,"previousHash":%q,`, magic, version, l.last.Hash)
-	line, h := seal(l.opts.Key, lineDomain, l.last.Hash, l.last.Seq+1, append(first, text...))
+	first := fmt.Appendf(nil, `"magic":%q,"version":%d,"key":%q,"previousHash":%q,`, magic, version, keyName(l.key()), l.last.Hash)
+	line, h := seal(l.key(), lineDomain, l.last.Hash, l.last.Seq+1, append(first, text...))
 	path := filepath.Join(l.dir, name(l.last.Seq+1))
 	f, err := place(path, line)
 	if err != nil { // it may be there and not be on the disk: what comes next goes into the old one
@@ -288,7 +291,7 @@ func (l *Log) writeHead(m Mark, oldest uint64) error {
 	if m.Seq < l.synced.Seq {
 		return nil // a new file was begun meanwhile
 	}
-	text, err := head{m.Seq, oldest, m.Hash}.encode(l.opts.Key)
+	text, err := head{m.Seq, oldest, m.Hash}.encode(l.key())
 	if err != nil {
 		return err
 	}

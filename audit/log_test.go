@@ -25,12 +25,15 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-var testKey = bytes.Repeat([]byte{7}, 32)
+var (
+	testKey  = bytes.Repeat([]byte{7}, 32)
+	testKeys = Keys{testKey}
+)
 
 // open opens a log that syncs only when it is told to.
 func open(t testing.TB, dir string, change ...func(*Options)) *Log {
 	t.Helper()
-	o := Options{Key: testKey, Region: "us-east-1", Account: "123456789012", SyncEvery: time.Hour}
+	o := Options{Keys: testKeys, Region: "us-east-1", Account: "123456789012", SyncEvery: time.Hour}
 	for _, c := range change {
 		c(&o)
 	}
@@ -99,7 +102,7 @@ func TestLog(t *testing.T) {
 	if got, want := fmt.Sprint(names(t, dir)), "[AuditFileBegun 1 2 3]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	r, err := Verify(dir, testKey)
+	r, err := Verify(dir, testKeys)
 	if err != nil || r.Records != 4 || r.First != 1 || r.Last.Seq != 4 || r.Files != 1 || len(r.Remarks) > 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -161,7 +164,7 @@ func TestLog_Rotation(t *testing.T) {
 			t.Errorf("%s has %d bytes, %v", f, info.Size(), err)
 		}
 	}
-	r, err := Verify(dir, testKey)
+	r, err := Verify(dir, testKeys)
 	if err != nil || r.First == 1 || r.Last.Seq != l.last.Seq {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -188,7 +191,7 @@ func TestLog_Concurrent(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := Verify(dir, testKey); err != nil {
+			if _, err := Verify(dir, testKeys); err != nil {
 				t.Errorf("verified while it is written: %v", err)
 				return
 			}
@@ -216,7 +219,7 @@ func TestLog_Concurrent(t *testing.T) {
 			t.Errorf("record %d is there %d times", i, seen[fmt.Sprint(i)])
 		}
 	}
-	if r, err := Verify(dir, testKey); err != nil || r.Files < 10 {
+	if r, err := Verify(dir, testKeys); err != nil || r.Files < 10 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -239,12 +242,12 @@ func TestLog_Full(t *testing.T) {
 		t.Error("a log that cannot be written is ready")
 	}
 	room()
-	if r, err := Verify(dir, testKey); err != nil || r.Records != 3 || r.Torn != 0 {
+	if r, err := Verify(dir, testKeys); err != nil || r.Records != 3 || r.Torn != 0 {
 		t.Errorf("while the disk is full: %+v, %v", r, err)
 	}
 	must(t, l.Ready())
 	must(t, l.Close())
-	r, err := Verify(dir, testKey)
+	r, err := Verify(dir, testKeys)
 	if err != nil || r.Records != 3+maxWaiting+1 {
 		t.Errorf("%d records, %v", r.Records, err)
 	}
@@ -281,7 +284,7 @@ func TestLog_Torn(t *testing.T) {
 			must(t, err)
 			_, err = f.WriteString(strings.Repeat("t", size))
 			must(t, errors.Join(err, f.Close()))
-			if r, err := Verify(dir, testKey); size < maxLine && (err != nil || r.Torn != int64(size)) {
+			if r, err := Verify(dir, testKeys); size < maxLine && (err != nil || r.Torn != int64(size)) {
 				t.Errorf("before it is repaired: %+v, %v", r, err)
 			}
 			must(t, os.WriteFile(filepath.Join(dir, name(9)+unfinished), []byte("x"), 0o600))
@@ -295,7 +298,7 @@ func TestLog_Torn(t *testing.T) {
 			if got := fmt.Sprint(names(t, dir)); got != want {
 				t.Errorf("got %s, want %s", got, want)
 			}
-			r, err := Verify(dir, testKey)
+			r, err := Verify(dir, testKeys)
 			if err != nil || len(r.Remarks) != 1 || !strings.Contains(r.Remarks[0].Details, fmt.Sprintf(`"bytes":%d,"text":"dHR0`[:9+len(fmt.Sprint(size))], size)) {
 				t.Errorf("%+v, %v", r, err)
 			}
@@ -335,7 +338,7 @@ func TestOpen_Damaged(t *testing.T) {
 			files, err := Files(dir)
 			must(t, err)
 			damage(t, dir, files)
-			_, before := Verify(dir, testKey)
+			_, before := Verify(dir, testKeys)
 			if before == nil {
 				t.Fatal("it is not noticed")
 			}
@@ -345,7 +348,7 @@ func TestOpen_Damaged(t *testing.T) {
 				t.Errorf("records are numbered again from %d, there were %d", l.last.Seq, last)
 			}
 			must(t, l.Close())
-			r, after := Verify(dir, testKey)
+			r, after := Verify(dir, testKeys)
 			switch what {
 			case "the head", "the head changed", "all files": // nothing is left of these to be found, but the record
 				if len(r.Remarks) != 1 || r.Remarks[0].Event != "AuditLogDamaged" {
@@ -397,7 +400,7 @@ func TestLog_SyncsByItself(t *testing.T) {
 	l := open(t, dir, func(o *Options) { o.SyncEvery = time.Millisecond })
 	appendN(t, l, 1, 1)
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if h, err := readHead(dir, testKey); err == nil && h.seq == 2 && h.Last == l.last.Hash {
+		if h, err := readHead(dir, testKeys); err == nil && h.seq == 2 && h.Last == l.last.Hash {
 			break
 		}
 		if time.Now().After(end) {

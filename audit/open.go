@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (l *Log) open() error {
 	if err != nil {
 		return err
 	}
-	h, headErr := readHead(l.dir, l.opts.Key)
+	h, headErr := readHead(l.dir, l.opts.Keys)
 	if errors.Is(headErr, fs.ErrNotExist) && len(files) == 0 {
 		// The head comes first: a log without one has lost it.
 		if err := l.writeHead(Mark{}, 1); err != nil {
@@ -69,7 +70,10 @@ func (l *Log) open() error {
 		return err
 	}
 	l.last, l.synced = w.Last, Mark{h.seq, h.Last}
-	return l.resume(files[len(files)-1], w.Torn)
+	if err := l.resume(files[len(files)-1], w.Torn, w.key); err != nil || bytes.Equal(w.key, l.key()) && !w.unnamed {
+		return err
+	}
+	return l.rotate("key") // a file has one key
 }
 
 func (l *Log) removeUnfinished() error {
@@ -85,7 +89,7 @@ func (l *Log) removeUnfinished() error {
 // walkLast checks the newest file, which is the one that a crash can have torn;
 // the others are for Verify.
 func (l *Log) walkLast(files []string, h head) (*walk, error) {
-	w := &walk{key: l.opts.Key, expected: []Mark{{h.seq, h.Last}}, file: l.dir}
+	w := &walk{keys: l.opts.Keys, expected: []Mark{{h.seq, h.Last}}, file: l.dir}
 	opened := openFiles{}
 	for _, path := range files[max(0, len(files)-1):] {
 		f, err := os.Open(path)
@@ -102,8 +106,9 @@ func (l *Log) walkLast(files []string, h head) (*walk, error) {
 }
 
 // resume goes on in a file, whose last line may be torn. One write replaces that
-// by its record, which is longer: at no time are the bytes in neither.
-func (l *Log) resume(path string, torn int64) (err error) {
+// by its record, which is longer: at no time are the bytes in neither. It has the key of
+// its file.
+func (l *Log) resume(path string, torn int64, key []byte) (err error) {
 	if l.f, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
 		return err
 	}
@@ -116,15 +121,15 @@ func (l *Log) resume(path string, torn int64) (err error) {
 	if torn == 0 {
 		return nil
 	}
-	bytes := make([]byte, min(torn, maxTorn))
-	if _, err := l.f.ReadAt(bytes, l.size); err != nil {
+	half := make([]byte, min(torn, maxTorn))
+	if _, err := l.f.ReadAt(half, l.size); err != nil {
 		return err
 	}
-	text, err := l.encode(Event("AuditLineTorn", map[string]any{"bytes": torn, "text": base64.StdEncoding.EncodeToString(bytes)}))
+	text, err := l.encode(Event("AuditLineTorn", map[string]any{"bytes": torn, "text": base64.StdEncoding.EncodeToString(half)}))
 	if err != nil {
 		return err
 	}
-	line, h := seal(l.opts.Key, lineDomain, l.last.Hash, l.last.Seq+1, text) // never in another file
+	line, h := seal(key, lineDomain, l.last.Hash, l.last.Seq+1, text) // never in another file
 	if _, err := l.f.WriteAt(line, l.size); err != nil {
 		return err
 	}

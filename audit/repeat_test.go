@@ -70,7 +70,7 @@ func (p *poller) story() (out string) {
 		return nil
 	})
 	must(p.t, err)
-	if _, err := Verify(p.dir, testKey); err != nil {
+	if _, err := Verify(p.dir, testKeys); err != nil {
 		p.t.Error(err)
 	}
 	return out

@@ -61,11 +61,11 @@ type Report struct {
 
 // Verify checks the log in a directory: each record, that none is missing, and
 // that it goes as far as it is known to have gone. The log may be written meanwhile.
-// Without a key (nil), it cannot tell a history that somebody has counted anew.
+// Without keys (nil), it cannot tell a history that somebody has counted anew.
 // The records that are expected must be in it, unless it begins after them.
 // The error is a [*BadError] if the log is not what was written.
-func Verify(dir string, key []byte, expected ...Mark) (Report, error) {
-	before, err := readHead(dir, key)
+func Verify(dir string, keys Keys, expected ...Mark) (Report, error) {
+	before, err := readHead(dir, keys)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Report{}, err
 	}
@@ -81,11 +81,11 @@ func Verify(dir string, key []byte, expected ...Mark) (Report, error) {
 		}
 		return Report{}, &BadError{File: filepath.Join(dir, headName), Line: 1, Reason: Missing, Err: errors.New("the file that says how far the log goes is gone")}
 	}
-	w := walk{key: key, file: dir, expected: append(slices.Clone(expected), Mark{before.seq, before.Last})}
+	w := walk{keys: keys, file: dir, expected: append(slices.Clone(expected), Mark{before.seq, before.Last})}
 	if err := w.files(files); err != nil {
 		return w.Report, err
 	}
-	after, err := readHead(dir, key) // the oldest may have been removed before we listed it
+	after, err := readHead(dir, keys) // the oldest may have been removed before we listed it
 	if err == nil {
 		err = w.oldest(after)
 	}
@@ -93,8 +93,8 @@ func Verify(dir string, key []byte, expected ...Mark) (Report, error) {
 }
 
 // VerifyFiles checks files that were copied from a log, in their order. How the log
-// went on after the last one is not known.
-func VerifyFiles(paths []string, key []byte, expected ...Mark) (Report, error) {
+// went on after the last one is not known. With keys, the last one must be of one of them.
+func VerifyFiles(paths []string, keys Keys, expected ...Mark) (Report, error) {
 	files := openFiles{}
 	defer func() { files.Close() }()
 	for _, path := range paths {
@@ -104,7 +104,7 @@ func VerifyFiles(paths []string, key []byte, expected ...Mark) (Report, error) {
 		}
 		files = append(files, f)
 	}
-	w := walk{key: key, expected: expected}
+	w := walk{keys: keys, expected: expected}
 	err := w.files(files)
 	return w.Report, err
 }
@@ -168,12 +168,16 @@ func (files openFiles) Close() (err error) {
 // A walk goes through a log line by line.
 type walk struct {
 	Report
-	key      []byte
+	keys     Keys
 	expected []Mark
 
 	file   string
 	line   int
 	begins string // the file that the log begins in
+
+	key     []byte // of the file; nil if it is none of the keys
+	named   string // what the file says of it
+	unnamed bool   // it says nothing
 }
 
 func (w *walk) bad(seq uint64, why Reason, format string, args ...any) error {
@@ -192,8 +196,20 @@ func (w *walk) files(files openFiles) error {
 	return w.ended()
 }
 
-// ended checks that what is expected was there.
+// errOtherKey is about what none of the keys has written.
+func errOtherKey(name string) error {
+	if name == "" {
+		return errors.New("it was not written with this key: its mac is wrong")
+	}
+	return fmt.Errorf("it was written with the key %s, which is not among those that are given", name)
+}
+
+// ended checks that what is expected was there, and that one of the keys speaks for it:
+// the last file's does for all before it.
 func (w *walk) ended() error {
+	if len(w.keys) > 0 && w.key == nil && w.Records > 0 {
+		return w.bad(w.Last.Seq, Changed, "%w", errOtherKey(w.named))
+	}
 	for _, m := range w.expected {
 		if m.Seq > w.Last.Seq {
 			return w.bad(w.Last.Seq, Truncated, "it is the last one, and the log went on to record %d at least", m.Seq)
@@ -290,6 +306,7 @@ func (w *walk) header(s *sealed) error {
 	} else if h.Previous != w.Last.Hash && s.seq == w.Last.Seq+1 {
 		return w.bad(s.seq, Changed, "its file does not follow on the one before")
 	}
+	w.key, w.named, w.unnamed = w.keys.of(h.Key, s), h.Key, h.Key == ""
 	if named, ok := beginning(w.file); ok && named != s.seq {
 		return w.bad(s.seq, Reordered, "its file has the name of one that begins with record %d", named)
 	}

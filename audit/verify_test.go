@@ -48,7 +48,7 @@ func TestVerify_EveryByte(t *testing.T) {
 			err := inMemory(files, texts, i, changed)
 			if random.IntN(50) == 0 { // and the whole way
 				must(t, os.WriteFile(file, changed, 0o600))
-				_, err = Verify(dir, testKey)
+				_, err = Verify(dir, testKeys)
 			}
 			if bad := new(BadError); !errors.As(err, &bad) {
 				t.Errorf("byte %d of %s: %v", at, filepath.Base(file), err)
@@ -56,7 +56,7 @@ func TestVerify_EveryByte(t *testing.T) {
 		}
 		must(t, os.WriteFile(file, texts[i], 0o600))
 	}
-	if _, err := Verify(dir, testKey); err != nil {
+	if _, err := Verify(dir, testKeys); err != nil {
 		t.Errorf("put back: %v", err)
 	}
 }
@@ -66,11 +66,11 @@ func inMemory(files []string, texts [][]byte, which int, changed []byte) error {
 	texts = slices.Clone(texts)
 	texts[which] = changed
 	last := len(files) - 1
-	h, err := decodeHead(testKey, texts[last])
+	h, err := decodeHead(testKeys, texts[last])
 	if err != nil {
 		return &BadError{Err: err}
 	}
-	w := walk{key: testKey, expected: []Mark{{h.seq, h.Last}}}
+	w := walk{keys: testKeys, expected: []Mark{{h.seq, h.Last}}}
 	for i, file := range files[:last] {
 		if err := w.read(file, bytes.NewReader(texts[i])); err != nil {
 			return err
@@ -103,7 +103,7 @@ func TestVerify_Lines(t *testing.T) {
 		{"of another file", slices.Concat(middle[:2], last[1:2], at(3)), 3, 0, Missing},
 	} {
 		must(t, os.WriteFile(files[1], []byte(strings.Join(c.lines, "")), 0o600))
-		_, err := Verify(dir, testKey)
+		_, err := Verify(dir, testKeys)
 		bad := new(BadError)
 		if !errors.As(err, &bad) || bad.Reason != c.reason || bad.Line != c.line || c.seq != 0 && bad.Seq != c.seq {
 			t.Errorf("%s: got %v, want line %d, record %d, %s", c.what, err, c.line, c.seq, c.reason)
@@ -121,14 +121,14 @@ func TestVerify_Truncated(t *testing.T) {
 		err := inMemory(files, texts, 2, end[:at])
 		if at%50 == 0 {
 			must(t, os.WriteFile(files[2], end[:at], 0o600))
-			_, err = Verify(dir, testKey)
+			_, err = Verify(dir, testKeys)
 		}
 		if err == nil {
 			t.Errorf("cut to %d of %d bytes: not noticed", at, len(end))
 		}
 	}
 	must(t, os.Remove(files[2]))
-	if _, err := Verify(dir, testKey); err == nil {
+	if _, err := Verify(dir, testKeys); err == nil {
 		t.Error("the newest file is gone: not noticed")
 	}
 
@@ -141,12 +141,35 @@ func TestVerify_Truncated(t *testing.T) {
 		text, err := os.ReadFile(l.path)
 		must(t, err)
 		cutLines(t, l.path, n)
-		r, err := Verify(dir, testKey)
+		r, err := Verify(dir, testKeys)
 		if (err == nil) != want {
 			t.Errorf("%d lines cut off: %+v, %v", n, r, err)
 		}
 		must(t, os.WriteFile(l.path, text, 0o600))
 	}
+}
+
+// recount writes a file anew behind a hash, with another history and a key, and gives
+// the hash of its end.
+func recount(t *testing.T, file string, text []byte, key []byte, before Hash) Hash {
+	t.Helper()
+	var out []byte
+	for j, line := range strings.Split(strings.TrimSuffix(string(text), "\n"), "\n") {
+		s, err := unseal([]byte(line))
+		must(t, err)
+		body := strings.TrimPrefix(string(s.body), fmt.Sprintf(`{"seq":%d,`, s.seq))
+		body = strings.ReplaceAll(body, "StartTest", "TestStart")
+		if j == 0 && s.seq > 1 {
+			h, err := s.header()
+			must(t, err)
+			body = strings.Replace(body, h.Previous.String(), before.String(), 1)
+		}
+		var sealed []byte
+		sealed, before = seal(key, lineDomain, before, s.seq, []byte(body))
+		out = append(out, sealed...)
+	}
+	must(t, os.WriteFile(file, out, 0o600))
+	return before
 }
 
 // TestVerify_Recounted: who has written a new history without the key passes only
@@ -157,22 +180,7 @@ func TestVerify_Recounted(t *testing.T) {
 	var before Hash
 	forged := []byte("another key of 32 bytes.........")
 	for i, file := range files[:len(files)-1] {
-		var out []byte
-		for j, line := range strings.Split(strings.TrimSuffix(string(texts[i]), "\n"), "\n") {
-			s, err := unseal([]byte(line))
-			must(t, err)
-			body := strings.TrimPrefix(string(s.body), fmt.Sprintf(`{"seq":%d,`, s.seq))
-			body = strings.ReplaceAll(body, "StartTest", "TestStart")
-			if j == 0 && i > 0 {
-				h, err := s.header()
-				must(t, err)
-				body = strings.Replace(body, h.Previous.String(), before.String(), 1)
-			}
-			var sealed []byte
-			sealed, before = seal(forged, lineDomain, before, s.seq, []byte(body))
-			out = append(out, sealed...)
-		}
-		must(t, os.WriteFile(file, out, 0o600))
+		before = recount(t, file, texts[i], forged, before)
 	}
 	r, err := VerifyFiles(files[:len(files)-1], nil)
 	must(t, err)
@@ -182,7 +190,7 @@ func TestVerify_Recounted(t *testing.T) {
 	if _, err := Verify(dir, nil); err != nil {
 		t.Errorf("without the key: %v", err)
 	}
-	if _, err := Verify(dir, testKey); err == nil {
+	if _, err := Verify(dir, testKeys); err == nil {
 		t.Error("with the key it is believed")
 	}
 }
@@ -199,20 +207,20 @@ func TestVerify_Expected(t *testing.T) {
 	l = open(t, dir, small)
 	appendN(t, l, 4, 3)
 	must(t, l.Close())
-	r, err := Verify(dir, testKey)
+	r, err := Verify(dir, testKeys)
 	must(t, err)
 	back := filepath.Join(kept, "audit")
-	if _, err := Verify(back, testKey); err != nil {
+	if _, err := Verify(back, testKeys); err != nil {
 		t.Errorf("an older copy, by itself: %v", err)
 	}
 	bad := new(BadError)
-	if _, err := Verify(back, testKey, r.Last); !errors.As(err, &bad) || bad.Reason != Truncated {
+	if _, err := Verify(back, testKeys, r.Last); !errors.As(err, &bad) || bad.Reason != Truncated {
 		t.Errorf("an older copy, and a note: %v", err)
 	}
-	if _, err := Verify(dir, testKey, Mark{2, Hash{1}}); !errors.As(err, &bad) || bad.Seq != 2 || bad.Reason != Changed {
+	if _, err := Verify(dir, testKeys, Mark{2, Hash{1}}); !errors.As(err, &bad) || bad.Seq != 2 || bad.Reason != Changed {
 		t.Errorf("a note of another history: %v", err)
 	}
-	if _, err := Verify(dir, testKey, r.Last); err != nil {
+	if _, err := Verify(dir, testKeys, r.Last); err != nil {
 		t.Error(err)
 	}
 }
@@ -226,7 +234,7 @@ func TestFormat_Audit(t *testing.T) {
 		fmt.Sprintf("the last %d bytes", sealSize), fmt.Sprintf("(the first %d KiB)", maxTorn>>10), fmt.Sprintf("larger than %d KiB", maxRecord>>10),
 		fmt.Sprintf(`"magic":"%s"`, magic), fmt.Sprintf(`"version":%d`, version), fmt.Sprintf(`"magic":"%s","version":%d`, headMagic, version),
 		`"` + strings.TrimSuffix(lineDomain, "\x00") + `" 0x00`, "`" + strings.TrimSuffix(headDomain, "\x00") + "` 0x00", "Up to 1,024 records", "eventVersion " + EventVersion,
-		linePrefix, hashMember, macMember, "`" + headName + "`", "`*" + unfinished + "`", "`AuditLineTorn`", "`AuditLogDamaged`", "`AuditRecordsLost`", EventSource, "65,536 calls are being counted", "ten minutes after", `"repeated":{"calls":199,"first":"`, "- version " + fmt.Sprint(version),
+		linePrefix, hashMember, macMember, "`" + headName + "`", "`*" + unfinished + "`", "`AuditLineTorn`", "`AuditLogDamaged`", "`AuditRecordsLost`", EventSource, "65,536 calls are being counted", "ten minutes after", `"repeated":{"calls":199,"first":"`, "- version " + fmt.Sprint(version), "rehost audit key name v1",
 	} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("the page does not say %q", want)
@@ -270,7 +278,7 @@ func TestFormat_Vector(t *testing.T) {
 		}
 	}
 	vector(t)
-	if r, err := Verify(vectorDir, testKey); err != nil || r.Records != 15 || r.Last.Seq != 15 {
+	if r, err := Verify(vectorDir, testKeys); err != nil || r.Records != 15 || r.Last.Seq != 15 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -285,7 +293,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add(texts[0][:len(texts[0])/2])
 	good := texts[0]
 	f.Fuzz(func(t *testing.T, text []byte) {
-		w := walk{key: testKey}
+		w := walk{keys: testKeys}
 		err := w.read("fuzzed", bytes.NewReader(text))
 		if bad := new(BadError); err != nil && !errors.As(err, &bad) {
 			t.Fatalf("%v", err)
@@ -293,7 +301,7 @@ func FuzzVerify(f *testing.F) {
 		if whole := text[:len(text)-int(w.Torn)]; err == nil && !bytes.HasPrefix(good, whole) && !bytes.Equal(texts[1], whole) && !bytes.HasPrefix(texts[1], whole) && !bytes.HasPrefix(texts[2], whole) {
 			t.Fatalf("%d bytes that nobody wrote are believed", len(text))
 		}
-		if h, err := decodeHead(testKey, text); err == nil && !bytes.Equal(text, texts[3]) {
+		if h, err := decodeHead(testKeys, text); err == nil && !bytes.Equal(text, texts[3]) {
 			t.Fatalf("a head that nobody wrote is believed: %+v", h)
 		}
 	})

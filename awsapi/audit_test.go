@@ -20,7 +20,7 @@ import (
 func audited(t *testing.T, change ...func(*awsapi.Options)) (e *endpoint, log *audit.Log, records func() []audit.Entry) {
 	t.Helper()
 	dir := t.TempDir()
-	log, err := audit.Open(dir, audit.Options{Key: make([]byte, 32), Region: testRegion})
+	log, err := audit.Open(dir, audit.Options{Keys: audit.Keys{make([]byte, 32)}, Region: testRegion})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func BenchmarkCall(b *testing.B) {
 			e := newEndpoint(b, func(o *awsapi.Options) {
 				o.Log = slog.New(slog.DiscardHandler)
 				if with {
-					log, err := audit.Open(b.TempDir(), audit.Options{Key: make([]byte, 32)})
+					log, err := audit.Open(b.TempDir(), audit.Options{Keys: audit.Keys{make([]byte, 32)}})
 					if err != nil {
 						b.Fatal(err)
 					}

@@ -46,6 +46,71 @@ func (o Options) encodeKey(cert *x509.Certificate, key *ecdsa.PrivateKey) (strin
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})), nil
 }
 
+// Reseal seals all keys of the authority again, and the root's in the file that it was
+// exported to, if that is named. With a sealer that opens what older keys have sealed and
+// seals with the newest, nothing needs the older ones afterwards. It may be repeated.
+func (a *Authority) Reseal(rootKeyFile string) error {
+	again := func(cert *x509.Certificate, text *string) error {
+		if *text == "" {
+			return nil
+		}
+		key, err := a.options.decodeKey(cert, *text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", cert.Subject.CommonName, err)
+		}
+		*text, err = a.options.encodeKey(cert, key)
+		return err
+	}
+	err := a.change(func(s *state) error {
+		for _, g := range s.Generations {
+			if err := errors.Join(again(g.Root.Certificate, &g.Key), again(g.Issuer.Certificate.Certificate, &g.Issuer.Key)); err != nil {
+				return err
+			}
+		}
+		if rootKeyFile == "" {
+			return nil
+		}
+		root := s.issuing().Root.Certificate
+		exported, err := readPrivate(rootKeyFile)
+		if err != nil {
+			return err
+		}
+		text := string(exported)
+		if err := again(root, &text); err != nil {
+			return fmt.Errorf("%s: %w", rootKeyFile, err)
+		}
+		return writeFile(rootKeyFile, append(EncodeCertificates(root), text...), 0o600, true)
+	})
+	if err != nil {
+		return fmt.Errorf("seal the authority's keys again: %w", err)
+	}
+	return nil
+}
+
+// CheckKeys opens every key that the authority has, and the root's in the file that it
+// was exported to, which has to be named then.
+func (a *Authority) CheckKeys(rootKeyFile string) error {
+	s, _, err := a.current()
+	if err != nil {
+		return fmt.Errorf("authority: %w", err)
+	}
+	for _, g := range s.Generations {
+		if g.Key != "" || g.Phase == Issuing && !g.Direct {
+			_, err = a.rootKey(g, "")
+			if errors.Is(err, errNoRootKey) && rootKeyFile != "" {
+				_, err = a.rootKey(g, rootKeyFile)
+			}
+		}
+		if err == nil && g.Issuer.Key != "" {
+			_, err = a.options.decodeKey(g.Issuer.Certificate.Certificate, g.Issuer.Key)
+		}
+		if err != nil {
+			return fmt.Errorf("open the key of %s: %w", g.Root.Subject.CommonName, err)
+		}
+	}
+	return nil
+}
+
 // decodeKey is the inverse of encodeKey. It refuses a key that is not the
 // certificate's, and one that is not sealed where keys have to be.
 func (o Options) decodeKey(cert *x509.Certificate, text string) (*ecdsa.PrivateKey, error) {

@@ -498,3 +498,41 @@ func TestFormat_SessionToken(t *testing.T) {
 		}
 	}
 }
+
+// TestSealingKey_Replaced: a new key comes once, in front, opens what the old one has sealed
+// until that is retired, and nobody else can read the file at any time.
+func TestSealingKey_Replaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if _, err := AddSealingKey(path); err == nil {
+		t.Error("a key was added to none")
+	}
+	old, err := LoadSealingKey(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := old.seal(useSecret, "x", []byte("plain"))
+	for range 2 {
+		both, err := AddSealingKey(path)
+		if err != nil || len(both.Names()) != 2 || both.Names()[1] != old.Names()[0] {
+			t.Fatalf("%v, %v", both, err)
+		}
+		if _, _, err := both.open(useSecret, "x", sealed); err != nil || both.current(sealed) {
+			t.Errorf("what the old key has sealed: %v", err)
+		}
+		if _, _, err := both.Newest().open(useSecret, "x", sealed); err == nil {
+			t.Error("the new key alone opens it")
+		}
+		if !bytes.Equal(both.AuditKeys()[1], old.AuditKeys()[0]) || len(both.Newest().AuditKeys()) != 1 {
+			t.Error("the keys of the audit log are in another order")
+		}
+	}
+	for range 2 {
+		if err := RetireSealingKeys(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := LoadSealingKey(path) // which refuses a file that others can read
+	if err != nil || len(left.Names()) != 1 || left.Names()[0] == old.Names()[0] {
+		t.Errorf("%v, %v", left, err)
+	}
+}

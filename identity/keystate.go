@@ -59,6 +59,28 @@ func KeyStates(ctx context.Context, store Store) ([]KeyState, error) {
 	return out, nil
 }
 
+// Unreadable lists the access keys in a store whose secret the sealing key does not open,
+// by id. Nobody can sign with such a key.
+func Unreadable(ctx context.Context, store Store, key *SealingKey) (ids []string, err error) {
+	err = store.All(ctx, func(kind Kind, id string, value []byte) error {
+		if kind != KindKey {
+			return nil
+		}
+		var k AccessKey
+		if err := json.Unmarshal(value, &k); err != nil {
+			return fmt.Errorf("%s %s: %w", kind, id, err)
+		}
+		if _, _, err := key.open(useSecret, id, k.Sealed); err != nil {
+			ids = append(ids, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open secrets of access keys: %w", err)
+	}
+	return ids, nil
+}
+
 // ends is when a document stops to allow anything: where every statement that
 // allows does so before a time. Other ways to say that are not recognized.
 func ends(document string) (last time.Time) {

@@ -6,6 +6,7 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -107,10 +108,25 @@ func newSealer(raw []byte) (s sealer, err error) {
 	return s, err
 }
 
-// AuditKey is the key of the audit log's macs (docs/format/audit.md), from the
-// oldest of the keys, since the log goes on under the one that it was begun with.
-// Whoever has it can check the log and forge it, and nothing else.
-func (k *SealingKey) AuditKey() []byte { return bytes.Clone(k.keys[len(k.keys)-1].audit) }
+// AuditKeys are the keys of the audit log's macs (docs/format/audit.md), newest first.
+// Whoever has one can check what it has written, and forge it, and nothing else.
+func (k *SealingKey) AuditKeys() (keys [][]byte) {
+	for _, s := range k.keys {
+		keys = append(keys, bytes.Clone(s.audit))
+	}
+	return keys
+}
+
+// Names tell the keys apart, newest first: 8 hexadecimal digits each, which are no secret.
+func (k *SealingKey) Names() (names []string) {
+	for _, s := range k.keys {
+		names = append(names, hex.EncodeToString(s.id[:]))
+	}
+	return names
+}
+
+// Newest is the key that seals, without the older ones: what it opens does not need them.
+func (k *SealingKey) Newest() *SealingKey { return &SealingKey{k.keys[:1]} }
 
 // LoadSealingKey reads the key file, or makes it if there is none. It refuses a
 // file that others may read.
@@ -126,15 +142,48 @@ func LoadSealingKey(path string) (*SealingKey, error) {
 	case info.Mode().Perm()&0o077 != 0:
 		return nil, fmt.Errorf("sealing key %s can be read by others (mode %04o): run chmod 600 %[1]s, and consider it known to them", path, info.Mode().Perm())
 	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("sealing key: %w", err)
+	k, _, err := readSealingKey(path)
+	return k, err
+}
+
+func readSealingKey(path string) (k *SealingKey, raw []byte, err error) {
+	if raw, err = os.ReadFile(path); err != nil {
+		return nil, nil, fmt.Errorf("sealing key: %w", err)
 	}
-	k, err := NewSealingKey(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	if k, err = NewSealingKey(raw); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return k, nil
+	return k, raw, nil
+}
+
+// AddSealingKey puts a new key in front of the one in the file, and returns both. Where
+// there is more than one, that has been done before and is not done again: the older ones
+// are to be retired first. A crash leaves the file as it was or as it is to be.
+func AddSealingKey(path string) (*SealingKey, error) {
+	k, raw, err := readSealingKey(path)
+	if err != nil || len(k.keys) > 1 {
+		return k, err
+	}
+	fresh := make([]byte, sealingKeySize)
+	rand.Read(fresh)
+	if err := writeSealingKey(path, append(fresh, raw...), os.Rename); err != nil {
+		return nil, fmt.Errorf("add a sealing key: %w", err)
+	}
+	k, _, err = readSealingKey(path)
+	return k, err
+}
+
+// RetireSealingKeys takes all keys but the newest out of the file. What they have sealed
+// cannot be opened from then on: who calls it has made sure that nothing needs them.
+func RetireSealingKeys(path string) error {
+	k, raw, err := readSealingKey(path)
+	if err != nil || len(k.keys) == 1 {
+		return err
+	}
+	if err := writeSealingKey(path, raw[:sealingKeySize], os.Rename); err != nil {
+		return fmt.Errorf("retire sealing keys: %w", err)
+	}
+	return nil
 }
 
 // createSealingKey writes a new key, unless somebody else has just done it.

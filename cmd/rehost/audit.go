@@ -30,7 +30,7 @@ func openAudit(data, sealing string, o audit.Options) (*audit.Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.Key = key.AuditKey()
+	o.Keys = key.AuditKeys()
 	return audit.Open(filepath.Join(data, auditDir), o)
 }
 
@@ -63,7 +63,7 @@ type AuditVerifyCmd struct {
 
 // Run checks and says how far the log goes.
 func (c *AuditVerifyCmd) Run(out io.Writer) error {
-	key, err := c.key()
+	keys, err := c.keys()
 	if err != nil {
 		return err
 	}
@@ -73,9 +73,9 @@ func (c *AuditVerifyCmd) Run(out io.Writer) error {
 	}
 	var r audit.Report
 	if len(c.Files) > 0 {
-		r, err = audit.VerifyFiles(c.Files, key, expected...)
+		r, err = audit.VerifyFiles(c.Files, keys, expected...)
 	} else {
-		r, err = audit.Verify(filepath.Join(c.Data, auditDir), key, expected...)
+		r, err = audit.Verify(filepath.Join(c.Data, auditDir), keys, expected...)
 	}
 	if err != nil {
 		return err
@@ -86,15 +86,15 @@ func (c *AuditVerifyCmd) Run(out io.Writer) error {
 	if r.Torn > 0 {
 		fmt.Fprintf(out, "%d bytes of a record that is not finished stand at the end\n", r.Torn)
 	}
-	if key == nil {
+	if keys == nil {
 		fmt.Fprintln(out, "checked without the key: who can write the files could have counted the chain anew")
 	}
 	fmt.Fprintf(out, "%d records in %d files are as they were written, from %d to %d:%s\n", r.Records, r.Files, r.First, r.Last.Seq, r.Last.Hash)
 	return nil
 }
 
-// key is the log's key; nil if there is none at the usual place.
-func (c *AuditVerifyCmd) key() ([]byte, error) {
+// keys are the log's, newest first; nil if there are none at the usual place.
+func (c *AuditVerifyCmd) keys() (audit.Keys, error) {
 	path := c.Key
 	if path == "" {
 		path = filepath.Join(c.Data, sealingKeyFile)
@@ -108,7 +108,7 @@ func (c *AuditVerifyCmd) key() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key.AuditKey(), nil
+	return key.AuditKeys(), nil
 }
 
 func (c *AuditVerifyCmd) expected() ([]audit.Mark, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -27,6 +28,7 @@ type KeysCmd struct {
 
 	Ls              KeysLsCmd              `cmd:"" help:"List the access keys with age, last use and end; also beside a running service. Exit status 1 if one wants to be looked at."`
 	CreateInstaller KeysCreateInstallerCmd `cmd:"" help:"Make a key that can install agents, and nothing else, and that ends by itself."`
+	RotateSealing   KeysRotateSealingCmd   `cmd:"" help:"Replace the sealing key, while the service is stopped."`
 }
 
 // KeysCreateInstallerCmd is `rehost keys create-installer`.
@@ -93,7 +95,7 @@ func (c *KeysCreateInstallerCmd) alone(ctx context.Context, in *KeysCmd) (key id
 	if directory.Account().ID == "" {
 		return key, errors.New("the service has not been started in this directory yet: its first start makes an installation key itself")
 	}
-	log, err := openAudit(in.Data, in.SealingKey, audit.Options{Account: directory.Account().ID})
+	log, err := openAudit(in.Data, in.SealingKey, audit.Options{Account: directory.Account().ID, Files: math.MaxInt}) // how many are kept is the service's to say
 	if err != nil {
 		return key, err
 	}

@@ -25,7 +25,7 @@ type CLI struct {
 	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
 	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
-	Keys       KeysCmd       `cmd:"" help:"List access keys, or make one that can install agents; the service may be running."`
+	Keys       KeysCmd       `cmd:"" help:"List access keys, make one that can install agents, or replace the sealing key."`
 	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
@@ -115,6 +115,7 @@ var outcomes = []struct {
 	{errNoKey, statusError, "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE and AWS_PROFILE, of who may create users, policies and keys"},
 	{errKeys, statusError, "aws iam update-access-key --status Inactive and aws iam delete-access-key end a key at once"},
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
+	{errStillNeeded, statusError, "nothing was taken away; rehost ca export-root has moved a key that --root-key FILE names"},
 	{ca.ErrSealed, statusError, "name the sealing key that the service was started with: --sealing-key"},
 	{ca.ErrRotating, statusError, "rehost ca ls says when it issues"},
 	{errNotServed, statusNotFound, "start rehost serve --no-replicator with the same --data first: it makes the certificate"},

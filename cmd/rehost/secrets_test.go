@@ -323,7 +323,7 @@ func TestSecrets_Mutation(t *testing.T) {
 	} {
 		out, dir := new(bytes.Buffer), t.TempDir()
 		log := slog.New(slog.NewTextHandler(out, nil))
-		trail, err := audit.Open(dir, audit.Options{Key: key.AuditKey()})
+		trail, err := audit.Open(dir, audit.Options{Keys: key.AuditKeys()})
 		if err != nil {
 			t.Fatal(err)
 		}
