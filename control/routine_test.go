@@ -20,25 +20,33 @@ import (
 
 // An auditor notes how calls ask to be recorded.
 type auditor struct {
-	mu   sync.Mutex
-	last string // guarded by mu: "each" or "counted"
+	mu     sync.Mutex
+	last   string       // guarded by mu: "each" or "counted"
+	record audit.Record // guarded by mu: the last one
 }
 
-func (a *auditor) note(how string) error {
+func (a *auditor) note(how string, r audit.Record) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.last = how
+	a.last, a.record = how, r
 	return nil
 }
 
-func (a *auditor) Ready() error              { return nil }
-func (a *auditor) Append(audit.Record) error { return a.note("each") }
-func (a *auditor) Repeat(audit.Record) error { return a.note("counted") }
+func (a *auditor) how() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last
+}
+
+func (a *auditor) Ready() error                { return nil }
+func (a *auditor) Append(r audit.Record) error { return a.note("each", r) }
+func (a *auditor) Repeat(r audit.Record) error { return a.note("counted", r) }
 
 // An apiWorld is a world behind its API, with real signatures and policies.
 type apiWorld struct {
 	*world
 	directory *identity.Directory
+	api       *awsapi.Server
 	server    *httptest.Server
 	audit     *auditor
 }
@@ -53,9 +61,9 @@ func newAPIWorld(t *testing.T) *apiWorld {
 	_, err = a.directory.Bootstrap(t.Context())
 	a.must(err)
 	a.opts.Account = a.directory.Account().ID
-	handler := awsapi.New(awsapi.Options{Identity: a.directory, Region: "us-east-1", VerifyPeer: VerifyPeer, ResourceTags: a.ResourceTags, Log: a.log, Audit: a.audit}, mgn.Service, formgn.Service)
-	a.Register(handler)
-	a.server = httptest.NewTLSServer(handler)
+	a.api = awsapi.New(awsapi.Options{Identity: a.directory, Region: "us-east-1", VerifyPeer: VerifyPeer, ResourceTags: a.ResourceTags, Log: a.log, Audit: a.audit}, mgn.Service, formgn.Service)
+	a.Register(a.api)
+	a.server = httptest.NewTLSServer(a.api)
 	t.Cleanup(a.server.Close)
 	return a
 }
@@ -175,8 +183,8 @@ func TestRoutine(t *testing.T) {
 		{"it is not, still", state(false), "counted"},
 		{"it is again", state(true), "each"},
 	} {
-		if err := step.do(t.Context()); err != nil || a.audit.last != step.want {
-			t.Errorf("%s: the audit log was asked to have %s, want %s, %v", step.what, a.audit.last, step.want, err)
+		if err := step.do(t.Context()); err != nil || a.audit.how() != step.want {
+			t.Errorf("%s: the audit log was asked to have %s, want %s, %v", step.what, a.audit.how(), step.want, err)
 		}
 	}
 	fresh, err := a.directory.CreateAccessKey(t.Context(), identity.AdminUser)
@@ -184,8 +192,8 @@ func TestRoutine(t *testing.T) {
 	person := a.client(credentials.NewStaticCredentialsProvider(fresh.AccessKeyID, string(fresh.SecretAccessKey), ""))
 	for range 3 {
 		_, err := awsapi.Call(t.Context(), person, formgn.GetAgentReplicationInfoForMgn, &formgn.GetAgentReplicationInfoForMgnRequest{SourceServerID: id})
-		if err != nil || a.audit.last != "each" {
-			t.Errorf("a person's call: %s, %v", a.audit.last, err)
+		if err != nil || a.audit.how() != "each" {
+			t.Errorf("a person's call: %s, %v", a.audit.how(), err)
 		}
 	}
 }
