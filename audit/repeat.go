@@ -114,10 +114,13 @@ func (l *Log) counted(in stream, alike likeness, r Record, now time.Time) bool {
 	if seen == nil || l.failure != nil || l.f == nil {
 		return false
 	}
-	if seen.calls == 0 {
+	// Calls that are made at once come here in any order.
+	if seen.calls == 0 || r.EventTime.Before(seen.first) {
 		seen.first = r.EventTime
 	}
-	seen.last = r
+	if seen.calls == 0 || r.EventTime.After(seen.last.EventTime) {
+		seen.last = r
+	}
 	seen.calls++
 	return true
 }

@@ -2,6 +2,9 @@ package audit
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -226,4 +229,65 @@ func TestLog_RepeatBound(t *testing.T) {
 	p.repeating = maxRepeats
 	p.calls(3)
 	p.want(" 192.0.2.1 192.0.2.1 192.0.2.1")
+}
+
+// TestLog_RepeatConcurrent: whoever calls when, whatever comes between and however the clock
+// goes, each call is in a record or in the number of one.
+func TestLog_RepeatConcurrent(t *testing.T) {
+	seed := rand.Uint64()
+	t.Log("seed", seed)
+	dir := t.TempDir()
+	var clock atomic.Int64
+	l := open(t, dir, func(o *Options) {
+		o.FileSize, o.Files, o.SyncEvery = 64<<10, 1000, time.Millisecond // which also sums up
+		o.Now = func() time.Time { return time.Unix(clock.Load(), 0) }
+	})
+	const callers, each = 8, 400
+	var all sync.WaitGroup
+	for c := range callers {
+		random := rand.New(rand.NewPCG(seed, uint64(c)))
+		all.Go(func() {
+			for range each {
+				r := poll(func(r *Record) { r.UserIdentity.PrincipalID = fmt.Sprint("AROAX:s-", random.IntN(3)) })
+				clock.Add(random.Int64N(20))
+				var err error
+				switch random.IntN(40) {
+				case 0:
+					err = l.Append(r)
+				case 1:
+					denied(&r)
+					fallthrough
+				default:
+					err = l.Repeat(r)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	must(t, l.Close())
+	calls, records := 0, 0
+	files, err := Files(dir)
+	must(t, err)
+	_, err = Read(files, func(e *Entry, _ []byte) error {
+		if e.EventType == ServiceEvent {
+			return nil
+		}
+		records++
+		if r := e.AdditionalEventData.Repeated; r == nil {
+			calls++
+		} else if calls += r.Calls; r.Last.Before(r.First) || e.AdditionalEventData.Decision != "allowed" {
+			t.Errorf("record %d: %+v", e.Seq, r)
+		}
+		return nil
+	})
+	must(t, err)
+	if calls != callers*each || records == calls {
+		t.Errorf("%d calls are in %d records, there were %d", calls, records, callers*each)
+	}
+	if _, err := Verify(dir, testKeys); err != nil {
+		t.Error(err)
+	}
 }

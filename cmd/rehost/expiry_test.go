@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -61,17 +62,14 @@ func newAging(t *testing.T) *aging {
 		writer.Close()
 		ended <- err
 	}()
-	said := make(chan string)
+	ready := make(chan string, 1)
 	go func() {
-		defer close(said)
-		text := make([]byte, 4096)
-		for first := true; ; first = false {
-			n, err := reader.Read(text)
-			if first {
-				said <- string(text[:n])
-			}
-			if err != nil {
-				return
+		defer close(ready)
+		for lines := bufio.NewScanner(reader); lines.Scan(); {
+			if m := apiLine.FindStringSubmatch(lines.Text()); m != nil {
+				ready <- m[1]
+			} else {
+				t.Log(lines.Text())
 			}
 		}
 	}()
@@ -80,13 +78,13 @@ func newAging(t *testing.T) *aging {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		<-said
+		for range ready { // until the last line was logged
+		}
 	})
-	m := apiLine.FindStringSubmatch(<-said)
-	if m == nil {
+	a.api = <-ready
+	if a.api == "" {
 		t.Fatal("the service does not serve")
 	}
-	a.api = m[1]
 	text, err := os.ReadFile(filepath.Join(a.data, "ca.pem"))
 	a.must(err)
 	pool := x509.NewCertPool()
