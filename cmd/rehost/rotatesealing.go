@@ -39,7 +39,7 @@ type KeysRotateSealingCmd struct {
 func (c *KeysRotateSealingCmd) Help() string {
 	return `The service must be stopped; replication by a rehost replicator goes on meanwhile. Run no rehost ca beside it. The key file must be the one that the service reads (--sealing-key) and be writable.
 
-Secrets of access keys, the authority's keys and the audit log need the new key only, from the first run on. Session tokens that the old one has sealed are taken until --retire: without it nobody notices, with it people call STS again, and agents and replication servers get new sessions within the hour. A copy of the directory from before needs the key file from before.`
+Secrets of access keys, the authority's keys and the audit log need the new key only, from the first run on. Session tokens that the old one has sealed are taken until --retire: without it nobody notices, with it people call STS again, and agents and replication servers make new sessions with their next call. A copy of the directory from before needs the key file from before.`
 }
 
 // Run rotates, or goes on with a rotation.
