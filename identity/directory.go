@@ -25,6 +25,9 @@ type Directory struct {
 	key   *SealingKey
 	now   func() time.Time
 
+	hashing chan struct{} // has an element for each password that is being hashed
+	cost    passwordCost  // of those that are set
+
 	mu          sync.RWMutex // guards what follows; held while the store is written
 	account     Account
 	users       map[string]*heldUser
@@ -65,7 +68,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		o.Now = time.Now
 	}
 	d := &Directory{
-		store: o.Store, key: o.Key, now: o.Now,
+		store: o.Store, key: o.Key, now: o.Now, hashing: make(chan struct{}, maxHashing), cost: writtenCost,
 		users: map[string]*heldUser{}, roles: map[string]*heldRole{}, keys: map[string]AccessKey{},
 		groups: map[string]Group{}, profiles: map[string]InstanceProfile{}, records: managedRecords(),
 		policies: map[string]*policy.Document{}, revocations: map[string]revocation{}, providers: map[string]*Provider{},
@@ -411,15 +414,14 @@ func (d *Directory) Authenticate(_ context.Context, accessKeyID, sessionToken st
 	if err != nil {
 		return nil, "", fmt.Errorf("access key %s: %w", k.ID, err)
 	}
-	return &Principal{
-		Kind:        UserPrincipal,
-		Account:     d.account.ID,
-		ARN:         d.userARN(&user.User),
-		UserID:      user.ID,
-		Name:        user.Name,
-		AccessKeyID: k.ID,
-		Tags:        user.Tags,
-	}, Secret(secret), nil
+	p := d.userPrincipal(&user.User)
+	p.AccessKeyID = k.ID
+	return p, Secret(secret), nil
+}
+
+// userPrincipal is the user itself. The caller holds the lock.
+func (d *Directory) userPrincipal(u *User) *Principal {
+	return &Principal{Kind: UserPrincipal, Account: d.account.ID, ARN: d.userARN(u), UserID: u.ID, Name: u.Name, Tags: u.Tags}
 }
 
 // Authorize decides whether the principal may do the action to the resource,
@@ -491,10 +493,15 @@ func (d *Directory) ownPolicies(p *Principal) policy.Policies {
 	if p.session != nil {
 		name, id = p.session.User, p.session.UserID
 	}
-	if u := d.users[name]; u != nil && u.ID == id {
-		return u.policies
+	u := d.users[name]
+	if u == nil || u.ID != id {
+		return policy.Policies{}
 	}
-	return policy.Policies{}
+	out := u.policies
+	if rules := d.account.Passwords; rules != nil && rules.UsersChange && p.Kind == UserPrincipal {
+		out.Identity = append(slices.Clip(out.Identity), changesOwnPassword)
+	}
+	return out
 }
 
 // reseal seals the secrets of access keys with the newest sealing key.

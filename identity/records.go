@@ -7,6 +7,10 @@ type Account struct {
 	ID      string    `json:"id"` // twelve digits
 	Created time.Time `json:"created"`
 	Alias   string    `json:"alias,omitempty"` // of the account, for people
+
+	// Passwords is what they have to be like; nil: as the service has it. What it
+	// points to is not changed.
+	Passwords *PasswordPolicy `json:"passwords,omitempty"`
 }
 
 // A User is a person or program with long-lived access keys.
@@ -20,14 +24,19 @@ type User struct {
 	Inline   map[string]string `json:"inline,omitempty"`   // documents by name
 	Boundary string            `json:"boundary,omitempty"` // ARN of a managed policy
 	Groups   []string          `json:"groups,omitempty"`   // names
-	Login    *Login            `json:"login,omitempty"`    // nil: no password
+	Login    *Login            `json:"login,omitempty"`    // nil: no password; what it points to is not changed
+
+	PasswordUsed time.Time `json:"passwordUsed,omitzero"` // to the minute; stays when the password is taken away
 }
 
-// A Login is a user's password for the console. It is kept as a hash only.
+// A Login is a user's password for the console. It is kept as a hash only, and
+// the hash is printed nowhere either: docs/format/password.md.
 type Login struct {
-	Created time.Time `json:"created"`
-	Hash    []byte    `json:"hash"` // bcrypt of the password's SHA-256, in base64
-	Reset   bool      `json:"reset,omitempty"`
+	Created  time.Time `json:"created"` // when the user got a password
+	Changed  time.Time `json:"changed"` // when the present one was set
+	Hash     Secret    `json:"hash"`
+	Previous []Secret  `json:"previous,omitempty"` // hashes of those before, newest first
+	Reset    bool      `json:"reset,omitempty"`    // it is to be changed before anything else
 }
 
 // A Group gives its policies to the users in it.

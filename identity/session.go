@@ -39,12 +39,13 @@ type Session struct {
 	PackedSize     int // of policies and tags, in percent of what is allowed
 }
 
-// Codes of a [RequestError], as STS has them.
+// Codes of a [RequestError], as STS and IAM have them.
 const (
 	CodeValidation      = "ValidationError"
 	CodeMalformedPolicy = "MalformedPolicyDocument"
 	CodePackedTooLarge  = "PackedPolicyTooLarge"
 	CodeAccessDenied    = "AccessDenied"
+	CodePasswordPolicy  = "PasswordPolicyViolation"
 )
 
 // A RequestError says what is wrong with what was asked for.

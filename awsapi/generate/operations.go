@@ -59,6 +59,9 @@ var naming = map[string][]struct{ member, kind string }{
 	"sts": {{"RoleArn", ""}},
 }
 
+// aboutCaller names the requests that act on who makes them, and say so with no member.
+var aboutCaller = map[string]string{"ChangePasswordRequest": "user"}
+
 // ownPermission names the operations that no policy is asked about before they
 // are done: whoever can sign may ask who it is.
 var ownPermission = map[string]bool{
@@ -214,6 +217,9 @@ func (w *writer) authorization(f *file, op *operation, in *shape) {
 // tags are lists of keys and values.
 func (w *writer) queryAuthorization(f *file, in *shape) {
 	f.uses("rehost/awsapi")
+	if kind := aboutCaller[in.name]; kind != "" {
+		f.p("// Resources implements [awsapi.ResourceLister].\nfunc (v *%s) Resources() []awsapi.Resource {\n\treturn []awsapi.Resource{{Type: %q}}\n}\n", in.name, kind)
+	}
 	for _, n := range naming[w.pkg] {
 		if _, ok := in.Members[n.member]; !ok {
 			continue

@@ -32,6 +32,11 @@ func (v *AttachUserPolicyRequest) Resources() []awsapi.Resource {
 }
 
 // Resources implements [awsapi.ResourceLister].
+func (v *ChangePasswordRequest) Resources() []awsapi.Resource {
+	return []awsapi.Resource{{Type: "user"}}
+}
+
+// Resources implements [awsapi.ResourceLister].
 func (v *CreateAccessKeyRequest) Resources() []awsapi.Resource {
 	return []awsapi.Resource{{Type: "user", ID: awsapi.Value(v.UserName)}}
 }

@@ -32,6 +32,7 @@ func Register(s *awsapi.Server, d *identity.Directory, v *oidc.Verifier) {
 	a.registerGroups(s)
 	a.registerRoles(s)
 	a.registerKeys(s)
+	a.registerLogins(s)
 	a.registerPolicies(s)
 	a.registerHolders(s)
 	a.registerProfiles(s)

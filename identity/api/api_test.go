@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -52,6 +53,8 @@ type site struct {
 	api       *awsapi.Server
 	admin     identity.Credentials
 	now       time.Time
+	log       io.Writer      // of the service
+	audit     awsapi.Auditor // nil: none
 }
 
 func newSite(t *testing.T) *site {
@@ -61,7 +64,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, key: key, file: filepath.Join(t.TempDir(), "control.db"), now: time.Now()}
+	s := &site{t: t, key: key, file: filepath.Join(t.TempDir(), "control.db"), now: time.Now(), log: io.Discard}
 	s.open()
 	if s.admin, err = s.directory.Bootstrap(context.Background()); err != nil {
 		t.Fatal(err)
@@ -79,7 +82,8 @@ func (s *site) open() {
 	if s.directory, err = identity.Open(context.Background(), identity.Options{Store: s.db.Identities(), Key: s.key, Now: clock}); err != nil {
 		s.t.Fatal(err)
 	}
-	s.api = awsapi.New(awsapi.Options{Identity: s.directory, Region: region, Now: clock, Log: slog.New(slog.DiscardHandler)}, mgn.Service, formgn.Service, iam.Service, sts.Service)
+	s.api = awsapi.New(awsapi.Options{Identity: s.directory, Region: region, Now: clock, Audit: s.audit,
+		Log: slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}, mgn.Service, formgn.Service, iam.Service, sts.Service)
 	api.Register(s.api, s.directory, oidc.New(nil))
 	s.Server = httptest.NewTLSServer(s.api)
 }

@@ -142,7 +142,8 @@ func (a *api) getReport(context.Context, *iam.GetCredentialReportRequest) (*iam.
 }
 
 func reportRow(tx *identity.Tx, u identity.User) []string {
-	row := []string{u.Name, arn(tx, "user", u.Path, u.Name), reportTime(u.Created), "false", "N/A", "N/A", "N/A", "false"}
+	row := append([]string{u.Name, arn(tx, "user", u.Path, u.Name), reportTime(u.Created)}, reportPassword(tx, u)...)
+	row = append(row, "false")
 	keys := keysOf(tx, u.Name)
 	for i := range maxKeys {
 		if i >= len(keys) {
@@ -158,6 +159,23 @@ func reportRow(tx *identity.Tx, u identity.User) []string {
 		}
 	}
 	return append(row, "false", "N/A", "false", "N/A")
+}
+
+// reportPassword is whether there is a password, when it was used and set, and
+// when it has to be set again.
+func reportPassword(tx *identity.Tx, u identity.User) []string {
+	row := []string{"false", "N/A", "N/A", "N/A"}
+	if u.Login == nil {
+		return row
+	}
+	row[0], row[1], row[2] = "true", "no_information", reportTime(u.Login.Changed)
+	if !u.PasswordUsed.IsZero() {
+		row[1] = reportTime(u.PasswordUsed)
+	}
+	if ends := tx.Account.Passwords.Ends(u.Login.Changed); !ends.IsZero() {
+		row[3] = reportTime(ends)
+	}
+	return row
 }
 
 func reportTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05+00:00") }

@@ -29,14 +29,22 @@ func user(ctx context.Context, tx *identity.Tx, name string) (identity.User, err
 	}
 	u, ok := tx.Users.Get(name)
 	if !ok {
-		return u, iam.NoSuchEntityException.Errorf("The user with name %s cannot be found.", name)
+		return u, noUser(name)
 	}
 	return u, nil
 }
 
+func noUser(name string) error {
+	return iam.NoSuchEntityException.Errorf("The user with name %s cannot be found.", name)
+}
+
 func userShape(tx *identity.Tx, u identity.User) iam.User {
-	return iam.User{UserName: u.Name, UserId: u.ID, Path: u.Path, Arn: arn(tx, "user", u.Path, u.Name),
+	out := iam.User{UserName: u.Name, UserId: u.ID, Path: u.Path, Arn: arn(tx, "user", u.Path, u.Name),
 		CreateDate: awsapi.Timestamp{Time: u.Created}, Tags: tagList(u.Tags), PermissionsBoundary: boundaryShape(u.Boundary)}
+	if !u.PasswordUsed.IsZero() {
+		out.PasswordLastUsed = &awsapi.Timestamp{Time: u.PasswordUsed}
+	}
+	return out
 }
 
 func boundaryShape(arn string) *iam.AttachedPermissionsBoundary {
