@@ -38,6 +38,7 @@ func Register(s *awsapi.Server, d *identity.Directory, v *oidc.Verifier) {
 	a.registerProfiles(s)
 	a.registerAccount(s)
 	a.registerSimulator(s)
+	awsapi.Handle(s, iam.ListPoliciesGrantingServiceAccess, a.listGranting)
 }
 
 // arn is an ARN of the account; of a policy it is that of the account's own.

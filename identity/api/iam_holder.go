@@ -47,6 +47,32 @@ func holderOf(ctx context.Context, tx *identity.Tx, kind, name string) (holder, 
 	return h, err
 }
 
+// holderNamed finds the user, group or role of an ARN.
+func holderNamed(tx *identity.Tx, holder string) (kind, name string, err error) {
+	resource, _ := strings.CutPrefix(holder, "arn:aws:iam::"+tx.Account.ID+":")
+	kind, path, _ := strings.Cut(resource, "/")
+	name = path[strings.LastIndexByte(path, '/')+1:]
+	found := ""
+	switch kind {
+	case "user":
+		if u, ok := tx.Users.Get(name); ok {
+			found = arn(tx, kind, u.Path, name)
+		}
+	case "group":
+		if g, ok := tx.Groups.Get(name); ok {
+			found = arn(tx, kind, g.Path, name)
+		}
+	case "role":
+		if r, ok := tx.Roles.Get(name); ok {
+			found = arn(tx, kind, r.Path, name)
+		}
+	}
+	if found != holder || found == "" {
+		return "", "", iam.NoSuchEntityException.Errorf("ARN %s cannot be found.", holder)
+	}
+	return kind, name, nil
+}
+
 func (a *api) change(ctx context.Context, kind, name string, change func(*identity.Tx, *holder) error) error {
 	return malformed(a.d.Write(ctx, func(tx *identity.Tx) error {
 		h, err := holderOf(ctx, tx, kind, name)

@@ -17,6 +17,9 @@ func (a *api) registerProfiles(s *awsapi.Server) {
 	awsapi.Handle(s, iam.DeleteInstanceProfile, a.deleteProfile)
 	awsapi.Handle(s, iam.AddRoleToInstanceProfile, a.addRole)
 	awsapi.Handle(s, iam.RemoveRoleFromInstanceProfile, a.removeRole)
+	awsapi.Handle(s, iam.TagInstanceProfile, a.tagProfile)
+	awsapi.Handle(s, iam.UntagInstanceProfile, a.untagProfile)
+	awsapi.Handle(s, iam.ListInstanceProfileTags, a.listProfileTags)
 }
 
 func profile(tx *identity.Tx, name string) (identity.InstanceProfile, error) {
@@ -80,7 +83,9 @@ func (a *api) listProfiles(_ context.Context, in *iam.ListInstanceProfilesReques
 		var all []iam.InstanceProfile
 		for _, p := range tx.Profiles.All() {
 			if under(p.Path, in.PathPrefix) {
-				all = append(all, profileShape(tx, p))
+				shape := profileShape(tx, p)
+				shape.Tags = nil // so does IAM
+				all = append(all, shape)
 			}
 		}
 		out.InstanceProfiles, out.Marker, out.IsTruncated, err = page(all, in.Marker, in.MaxItems)
@@ -128,11 +133,7 @@ func (a *api) addRole(ctx context.Context, in *iam.AddRoleToInstanceProfileReque
 	if err := awsapi.Allowed(ctx, "iam:PassRole", passed, keys); err != nil {
 		return nil, err
 	}
-	return nil, a.d.Write(ctx, func(tx *identity.Tx) error {
-		p, err := profile(tx, in.InstanceProfileName)
-		if err != nil {
-			return err
-		}
+	return nil, a.changeProfile(ctx, in.InstanceProfileName, func(tx *identity.Tx, p *identity.InstanceProfile) error {
 		if _, err := role(tx, in.RoleName); err != nil {
 			return err
 		}
@@ -140,22 +141,57 @@ func (a *api) addRole(ctx context.Context, in *iam.AddRoleToInstanceProfileReque
 			return iam.LimitExceededException.Errorf("Cannot exceed quota for InstanceSessionsPerInstanceProfile: 1")
 		}
 		p.Role = in.RoleName
+		return nil
+	})
+}
+
+// changeProfile changes one instance profile.
+func (a *api) changeProfile(ctx context.Context, name string, change func(*identity.Tx, *identity.InstanceProfile) error) error {
+	return a.d.Write(ctx, func(tx *identity.Tx) error {
+		p, err := profile(tx, name)
+		if err != nil {
+			return err
+		}
+		if err := change(tx, &p); err != nil {
+			return err
+		}
 		tx.Profiles.Put(p.Name, p)
 		return nil
 	})
 }
 
 func (a *api) removeRole(ctx context.Context, in *iam.RemoveRoleFromInstanceProfileRequest) (*iam.RemoveRoleFromInstanceProfileResponse, error) {
-	return nil, a.d.Write(ctx, func(tx *identity.Tx) error {
-		p, err := profile(tx, in.InstanceProfileName)
-		if err != nil {
-			return err
-		}
+	return nil, a.changeProfile(ctx, in.InstanceProfileName, func(_ *identity.Tx, p *identity.InstanceProfile) error {
 		if p.Role != in.RoleName {
 			return iam.NoSuchEntityException.Errorf("The role with name %s cannot be found.", in.RoleName)
 		}
 		p.Role = ""
-		tx.Profiles.Put(p.Name, p)
 		return nil
+	})
+}
+
+func (a *api) tagProfile(ctx context.Context, in *iam.TagInstanceProfileRequest) (*iam.TagInstanceProfileResponse, error) {
+	return nil, a.changeProfile(ctx, in.InstanceProfileName, func(_ *identity.Tx, p *identity.InstanceProfile) (err error) {
+		p.Tags, err = tagged(p.Tags, in.Tags)
+		return err
+	})
+}
+
+func (a *api) untagProfile(ctx context.Context, in *iam.UntagInstanceProfileRequest) (*iam.UntagInstanceProfileResponse, error) {
+	return nil, a.changeProfile(ctx, in.InstanceProfileName, func(_ *identity.Tx, p *identity.InstanceProfile) error {
+		p.Tags = untagged(p.Tags, in.TagKeys)
+		return nil
+	})
+}
+
+func (a *api) listProfileTags(_ context.Context, in *iam.ListInstanceProfileTagsRequest) (*iam.ListInstanceProfileTagsResponse, error) {
+	out := new(iam.ListInstanceProfileTagsResponse)
+	return out, a.d.Read(func(tx *identity.Tx) error {
+		p, err := profile(tx, in.InstanceProfileName)
+		if err != nil {
+			return err
+		}
+		out.Tags, out.Marker, out.IsTruncated, err = page(tagList(p.Tags), in.Marker, in.MaxItems)
+		return err
 	})
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"strings"
 
 	"rehost/awsapi"
 	"rehost/awsapi/iam"
@@ -35,13 +34,11 @@ func (a *api) simulateCustom(_ context.Context, in *iam.SimulateCustomPolicyRequ
 func (a *api) simulatePrincipal(_ context.Context, in *iam.SimulatePrincipalPolicyRequest) (*iam.SimulatePolicyResponse, error) {
 	s := simulation{principal: policy.Principal{Kind: "AWS", Value: in.PolicySourceArn}, actions: in.ActionNames, resources: in.ResourceArns, context: contextOf(in.ContextEntries)}
 	err := a.d.Read(func(tx *identity.Tx) error {
-		prefix := "arn:aws:iam::" + tx.Account.ID + ":"
-		kind, path, _ := strings.Cut(strings.TrimPrefix(in.PolicySourceArn, prefix), "/")
-		name := path[strings.LastIndexByte(path, '/')+1:]
-		held, ok := tx.PoliciesOf(kind, name)
-		if !ok || !strings.HasPrefix(in.PolicySourceArn, prefix) {
-			return iam.NoSuchEntityException.Errorf("Principal %s does not exist.", in.PolicySourceArn)
+		kind, name, err := holderNamed(tx, in.PolicySourceArn)
+		if err != nil {
+			return err
 		}
+		held, _ := tx.PoliciesOf(kind, name)
 		s.policies = held
 		s.policies.Identity = append([]*policy.Document{}, held.Identity...)
 		return nil

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A Decision is yes or no, and why. The zero value is no.
@@ -147,6 +148,29 @@ func (d Decision) MarshalJSON() ([]byte, error) {
 		Matched   []match           `json:"matched,omitempty"`
 		Missing   []string          `json:"missing,omitempty"`
 	}{d.Verdict(), d.action, d.resource, d.Layer.String(), document, statement, d.Reason(), layers, matched, d.Missing})
+}
+
+// Opens is whether a statement allows any action of a service, "mgn" for
+// example, to somebody and under some circumstances. Those that deny are not
+// looked at.
+func (d *Document) Opens(service string) bool {
+	for i := range d.allows {
+		if d.allows[i].opens(strings.ToLower(service)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *statement) opens(service string) bool {
+	for _, a := range s.actions {
+		of, operation, _ := strings.Cut(a.text, ":")
+		whole := a.text == "*" || strings.Trim(operation, "*") == ""
+		if (of == "*" || of == service) && (whole || !s.notActions) {
+			return !s.notActions
+		}
+	}
+	return s.notActions
 }
 
 // Explain decides like [Evaluate], and looks at every statement to say all

@@ -233,3 +233,34 @@ func TestEvaluate_Layers(t *testing.T) {
 		})
 	}
 }
+
+// TestDocument_Opens: what allows anything of a service opens it, whatever the
+// resource, the conditions and the denials.
+func TestDocument_Opens(t *testing.T) {
+	for _, test := range []struct {
+		statements string
+		opens      bool
+	}{
+		{`{"Effect":"Allow","Action":"mgn:StartTest","Resource":"*"}`, true},
+		{`{"Effect":"Allow","Action":["s3:*","MGN:*"],"Resource":"arn:aws:mgn:*:*:job/*","Condition":{"Bool":{"aws:SecureTransport":"true"}}}`, true},
+		{`{"Effect":"Allow","Action":"*","Resource":"*"},{"Effect":"Deny","Action":"mgn:*","Resource":"*"}`, true},
+		{`{"Effect":"Allow","Action":"*:Describe*","Resource":"*"}`, true},
+		{`{"Effect":"Allow","Action":["mgn2:*","s3:mgn"],"Resource":"*"}`, false},
+		{`{"Effect":"Deny","Action":"mgn:*","Resource":"*"}`, false},
+		{`{"Effect":"Allow","NotAction":"iam:*","Resource":"*"}`, true},
+		{`{"Effect":"Allow","NotAction":["iam:*","mgn:Start*"],"Resource":"*"}`, true},
+		{`{"Effect":"Allow","NotAction":["iam:*","mgn:*"],"Resource":"*"}`, false},
+		{`{"Effect":"Allow","NotAction":"mgn:**","Resource":"*"}`, false},
+		{`{"Effect":"Allow","NotAction":"*","Resource":"*"}`, false},
+		{`{"Effect":"Allow","NotAction":"*:*","Resource":"*"}`, false},
+		{`{"Effect":"Allow","NotAction":"mgn:*","Resource":"*"},{"Effect":"Allow","Action":"mgn:Get*","Resource":"*"}`, true},
+	} {
+		doc, err := Parse(Identity, "p", `{"Version":"2012-10-17","Statement":[`+test.statements+`]}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := doc.Opens("mgn"); got != test.opens {
+			t.Errorf("%s: got %v", test.statements, got)
+		}
+	}
+}
