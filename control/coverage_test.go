@@ -89,5 +89,6 @@ const limits = `
 - GenerateCredentialReport: the report is complete at once, and is made when it is fetched.
 - ListEntitiesForPolicy: answers everything in one page.
 - SimulateCustomPolicy, SimulatePrincipalPolicy: name the statements that decided; ResourceOwner and ResourceHandlingOption
-  have no effect.
+  have no effect. The latter knows the principal's own condition keys and the time, except for aws:userid of a role, whose end is the
+  session's name.
 `

@@ -22,8 +22,9 @@ type Tx struct {
 	Policies *Table[Policy]          // managed ones, by ARN
 	Keys     *Table[AccessKey]       // by id
 
-	base    Account
-	holding state
+	directory *Directory
+	base      Account
+	holding   state
 }
 
 // A Table is the records of one kind. Records are values; their lists and maps
@@ -110,7 +111,7 @@ func (d *Directory) transaction() *Tx {
 	for name, r := range d.roles {
 		roles[name] = r.Role
 	}
-	return &Tx{Account: d.account, base: d.account, holding: d.state(), Users: newTable(KindUser, users), Groups: newTable(KindGroup, d.groups), Roles: newTable(KindRole, roles),
+	return &Tx{directory: d, Account: d.account, base: d.account, holding: d.state(), Users: newTable(KindUser, users), Groups: newTable(KindGroup, d.groups), Roles: newTable(KindRole, roles),
 		Profiles: newTable(KindProfile, d.profiles), Policies: newTable(KindPolicy, d.records), Keys: newTable(KindKey, d.keys)}
 }
 
@@ -297,6 +298,27 @@ func (tx *Tx) PoliciesOf(kind, name string) (policy.Policies, bool) {
 		}
 	}
 	return policy.Policies{}, false
+}
+
+// ContextOf is what conditions can ask about a user, or about a role whoever
+// assumes it, and the time. What only a session has is not in it: of a role,
+// aws:userid.
+func (tx *Tx) ContextOf(kind, name string) policy.Context {
+	c := policy.Context{}
+	tx.directory.timeContext(c)
+	switch kind {
+	case "user":
+		if u, ok := tx.Users.Get(name); ok {
+			tx.directory.userPrincipal(&u).context(c)
+		}
+	case "role":
+		if r, ok := tx.Roles.Get(name); ok {
+			p := Principal{Kind: RolePrincipal, Account: tx.Account.ID, Name: r.Name, Tags: r.Tags, parent: tx.directory.roleARN(&r)}
+			p.context(c)
+			delete(c, "aws:userid")
+		}
+	}
+	return c
 }
 
 // NewAccessKey makes a key of a user and the only copy of its secret.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"maps"
 
 	"rehost/awsapi"
 	"rehost/awsapi/iam"
@@ -31,8 +32,13 @@ func (a *api) simulateCustom(_ context.Context, in *iam.SimulateCustomPolicyRequ
 	return s.answer(in.Marker, in.MaxItems)
 }
 
+// simulatePrincipal knows what conditions can ask about the principal itself;
+// what the request says of that counts before it.
 func (a *api) simulatePrincipal(_ context.Context, in *iam.SimulatePrincipalPolicyRequest) (*iam.SimulatePolicyResponse, error) {
-	s := simulation{principal: policy.Principal{Kind: "AWS", Value: in.PolicySourceArn}, actions: in.ActionNames, resources: in.ResourceArns, context: contextOf(in.ContextEntries)}
+	s := simulation{principal: policy.Principal{Kind: "AWS", Value: in.PolicySourceArn}, actions: in.ActionNames, resources: in.ResourceArns}
+	if in.CallerArn != nil {
+		s.principal.Value = *in.CallerArn
+	}
 	err := a.d.Read(func(tx *identity.Tx) error {
 		kind, name, err := holderNamed(tx, in.PolicySourceArn)
 		if err != nil {
@@ -40,6 +46,8 @@ func (a *api) simulatePrincipal(_ context.Context, in *iam.SimulatePrincipalPoli
 		}
 		held, _ := tx.PoliciesOf(kind, name)
 		s.policies = held
+		s.context = tx.ContextOf(kind, name)
+		maps.Copy(s.context, contextOf(in.ContextEntries))
 		s.policies.Identity = append([]*policy.Document{}, held.Identity...)
 		return nil
 	})
