@@ -129,7 +129,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 			return nil, fmt.Errorf("open directory: role %s: %w", r.Name, err)
 		}
 	}
-	if err := errors.Join(d.reseal(ctx), d.prune(ctx)); err != nil {
+	if err := errors.Join(d.reseal(ctx), d.prune(ctx), d.bindHeld(ctx)); err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	return d, nil
@@ -291,13 +291,11 @@ func (d *Directory) Users() []string {
 
 // CreateRole adds a role; ID, Path, Created and a MaxDuration of 0 are filled in.
 func (d *Directory) CreateRole(ctx context.Context, r Role) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case !nameForm.MatchString(r.Name):
+	if !nameForm.MatchString(r.Name) {
 		return fmt.Errorf("create role %.64q: not a name", r.Name)
-	case taken(d.roles, r.Name):
-		return fmt.Errorf("create role %s: %w", r.Name, ErrExists)
+	}
+	if err := errors.Join(policy.CheckSize(policy.MaxTrust, r.Trust), policy.CheckSize(policy.MaxRoleInline, slices.Collect(maps.Values(r.Inline))...)); err != nil {
+		return fmt.Errorf("create role %s: %w", r.Name, err)
 	}
 	r.ID, r.Created = newID("AROA"), d.now().UTC()
 	if r.Path == "" {
@@ -306,18 +304,13 @@ func (d *Directory) CreateRole(ctx context.Context, r Role) error {
 	if r.MaxDuration == 0 {
 		r.MaxDuration = time.Hour
 	}
-	if err := errors.Join(policy.CheckSize(policy.MaxTrust, r.Trust), policy.CheckSize(policy.MaxRoleInline, slices.Collect(maps.Values(r.Inline))...)); err != nil {
-		return fmt.Errorf("create role %s: %w", r.Name, err)
-	}
-	h, err := d.holdRole(r)
-	if err != nil {
-		return fmt.Errorf("create role %s: %w", r.Name, err)
-	}
-	if err := d.put(ctx, KindRole, r.Name, r); err != nil {
-		return fmt.Errorf("create role %s: %w", r.Name, err)
-	}
-	d.roles[r.Name] = h
-	return nil
+	return d.Write(ctx, func(tx *Tx) error {
+		if tx.Roles.Taken(r.Name) {
+			return fmt.Errorf("create role %s: %w", r.Name, ErrExists)
+		}
+		tx.Roles.Put(r.Name, r)
+		return nil
+	})
 }
 
 // CreatePolicy adds a managed policy of the account and returns its ARN.

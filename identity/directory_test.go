@@ -109,6 +109,13 @@ func (f *failingStore) Put(ctx context.Context, kind Kind, name string, value []
 	return f.Store.Put(ctx, kind, name, value)
 }
 
+func (f *failingStore) Apply(ctx context.Context, changes []Change) error {
+	if f.left--; f.left < 0 {
+		return errors.New("disk full")
+	}
+	return f.Store.Apply(ctx, changes)
+}
+
 // TestDirectory_BootstrapTorn stops the first start after each of its writes;
 // the next start finishes it, with one working key.
 func TestDirectory_BootstrapTorn(t *testing.T) {

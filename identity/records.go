@@ -67,7 +67,7 @@ type Role struct {
 	Created     time.Time         `json:"created"`
 	Tags        map[string]string `json:"tags,omitempty"`
 	Description string            `json:"description,omitempty"`
-	Trust       string            `json:"trust"`
+	Trust       string            `json:"trust"` // names users and roles by their ids: see [Tx.Trust]
 	MaxDuration time.Duration     `json:"maxDuration"`
 	Attached    []string          `json:"attached,omitempty"`
 	Inline      map[string]string `json:"inline,omitempty"`

@@ -137,6 +137,7 @@ func TestAssumeRole_Trust(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
 			p := w.person(t, "own", test.own...)
+			w.person(t, "other")
 			principal := test.trust
 			switch {
 			case principal == "own":
@@ -171,6 +172,7 @@ func TestAssumeRole_Trust(t *testing.T) {
 func TestField_TrustPolicyAuthorizes(t *testing.T) {
 	w := newWorld(t)
 	admin := w.principal(t, w.admin)
+	w.person(t, "other")
 	arn := w.role(t, "closed", trusts("arn:aws:iam::"+w.Account().ID+":user/other", ""))
 	_, err := w.assume(admin, AssumeRole{Role: arn})
 	wantDenied(t, err, "sts:AssumeRole")

@@ -189,6 +189,9 @@ func (tx *Tx) next() (s state, err error) {
 			return s, fmt.Errorf("user %s: %w", name, err)
 		}
 	}
+	if err := tx.bindAll(); err != nil {
+		return s, err
+	}
 	for name, r := range tx.Roles.now() {
 		if _, changed := tx.Roles.changed[name]; !changed && !everyone {
 			s.roles[name] = tx.holding.roles[name]

@@ -93,7 +93,7 @@ func allDetails(tx *identity.Tx, filter []iam.EntityType) (out []detail) {
 	for _, r := range tx.Roles.All() {
 		if wants(iam.EntityTypeRole) {
 			out = append(out, detail{role: &iam.RoleDetail{RoleName: r.Name, RoleId: r.ID, Path: r.Path, Arn: arn(tx, "role", r.Path, r.Name), CreateDate: &awsapi.Timestamp{Time: r.Created},
-				AssumeRolePolicyDocument: encoded(r.Trust), InstanceProfileList: append([]iam.InstanceProfile{}, profilesOf(tx, r.Name)...), RolePolicyList: inlineList(r.Inline),
+				AssumeRolePolicyDocument: encoded(tx.Trust(r)), InstanceProfileList: append([]iam.InstanceProfile{}, profilesOf(tx, r.Name)...), RolePolicyList: inlineList(r.Inline),
 				AttachedManagedPolicies: attachedList(tx, r.Attached, nil), Tags: tagList(r.Tags), PermissionsBoundary: boundaryShape(r.Boundary)}})
 		}
 	}

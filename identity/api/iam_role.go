@@ -35,7 +35,7 @@ func role(tx *identity.Tx, name string) (identity.Role, error) {
 
 func roleShape(tx *identity.Tx, r identity.Role) iam.Role {
 	return iam.Role{RoleName: r.Name, RoleId: r.ID, Path: r.Path, Arn: arn(tx, "role", r.Path, r.Name), Description: r.Description,
-		CreateDate: awsapi.Timestamp{Time: r.Created}, AssumeRolePolicyDocument: encoded(r.Trust), MaxSessionDuration: new(int32(r.MaxDuration / time.Second)),
+		CreateDate: awsapi.Timestamp{Time: r.Created}, AssumeRolePolicyDocument: encoded(tx.Trust(r)), MaxSessionDuration: new(int32(r.MaxDuration / time.Second)),
 		Tags: tagList(r.Tags), PermissionsBoundary: boundaryShape(r.Boundary)}
 }
 

@@ -206,6 +206,7 @@ func TestSTS_Errors(t *testing.T) {
 	s := newStage(t)
 	ctx := context.Background()
 	dev := s.client(s.user("dev", statement("Allow", "sts:AssumeRole")))
+	s.user("other")
 	mine := s.role("mine", trusting(s.arn("user/dev")))
 	theirs := s.role("theirs", trusting(s.arn("user/other")))
 	for name, test := range map[string]struct {
@@ -316,6 +317,7 @@ func TestSTS_Decode(t *testing.T) {
 		!strings.Contains(*out.DecodedMessage, `{"key":"aws:sourceip","values":{"items":[{"value":"127.0.0.1"}]}}`) {
 		t.Errorf("got %s", *out.DecodedMessage)
 	}
+	s.user("other")
 	role := s.role("closed", trusting(s.arn("user/other")))
 	_, err = s.client(barred).AssumeRole(ctx, &sdk.AssumeRoleInput{RoleArn: &role, RoleSessionName: aws.String("x2")})
 	_, message, _ = strings.Cut(s.wantError(err, "AccessDenied", "sts:AssumeRole"), "Encoded authorization failure message: ")

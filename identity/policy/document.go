@@ -54,6 +54,7 @@ type Document struct {
 	allows    []statement
 	denies    []statement
 	keys      []string
+	accounts  []node // AWS principals, as they stand in the text
 }
 
 // Text is the document as it was given.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"regexp"
 	"strings"
 )
@@ -67,7 +68,7 @@ var (
 	accountForm = regexp.MustCompile(`^[0-9]{12}$`)
 	rootForm    = regexp.MustCompile(`^arn:aws[a-z-]*:iam::([0-9]{12}):root$`)
 	awsForm     = regexp.MustCompile(`^arn:aws[a-z-]*:(iam::[0-9]{12}:(user|role)/|sts::[0-9]{12}:(assumed-role/[^/]+|federated-user)/)[^*?$]+$`)
-	uniqueForm  = regexp.MustCompile(`^A(IDA|ROA)[A-Z0-9]{12,124}$`)
+	uniqueForm  = regexp.MustCompile(`^(AIDA[A-Z0-9]{12,124}|AROA[A-Z0-9]{12,124}(:[\w+=,.@-]{2,64})?)$`) // of a session with its name
 	serviceForm = regexp.MustCompile(`^[a-z0-9-]+(\.[a-z0-9-]+)+$`)
 	nameForm    = regexp.MustCompile(`^[^*?$\s]+$`)
 )
@@ -116,12 +117,42 @@ func (p *parser) principals(n node) (out []principalPattern, err error) {
 				return nil, p.fail(m.list()[i], "principal %s %q is not of a known form; wildcards are not allowed in it", m.name, s)
 			}
 			out = append(out, one)
+			if m.name == "AWS" {
+				p.accounts = append(p.accounts, m.list()[i])
+			}
 		}
 	}
 	if len(out) == 0 {
 		return nil, p.fail(n, "the Principal is empty")
 	}
 	return out, nil
+}
+
+// RenamePrincipals is the text of the document with other AWS principals in the
+// place of those that it names: rename gets each, as often as it stands there.
+// Its error comes back as an [*Error] that says where.
+func (d *Document) RenamePrincipals(rename func(string) (string, error)) (string, error) {
+	var out strings.Builder
+	at := 0
+	for _, n := range d.accounts {
+		was := n.value.(string)
+		name, err := rename(was)
+		if err != nil {
+			return "", &Error{Position: positionOf(d.text, n.start), Path: n.path, Reason: err.Error()}
+		}
+		if name == was {
+			continue
+		}
+		quoted, err := json.Marshal(name)
+		if err != nil {
+			return "", err
+		}
+		out.WriteString(d.text[at:n.start])
+		out.Write(quoted)
+		at = n.end
+	}
+	out.WriteString(d.text[at:])
+	return out.String(), nil
 }
 
 // names is how closely the pattern names the principal.
