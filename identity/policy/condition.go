@@ -108,9 +108,17 @@ var operators = map[string]operator{
 // keyForm also has the keys of identity providers: "idp.example.com:8443/realm:sub".
 var keyForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*:[A-Za-z0-9._:/=+@~ -]+$`)
 
-// multivalued are the keys that can hold several values. Compared with a plain
-// operator they would give an answer that nobody can predict.
-var multivalued = map[string]bool{"aws:tagkeys": true, "aws:calledvia": true}
+// multivalued is whether a key, in lower case, can hold several values. Compared
+// with a plain operator it would give an answer that nobody can predict. How a
+// person was authenticated stands in "amr" of whichever provider.
+func multivalued(key string) bool {
+	switch key {
+	case "aws:tagkeys", "aws:calledvia", "sts:transitivetagkeys":
+		return true
+	}
+	host, _, _ := strings.Cut(key, ":") // and not a service, which can have a tag of any name
+	return strings.HasSuffix(key, ":amr") && strings.Contains(host, ".")
+}
 
 func (p *parser) conditions(n node) (out []condition, err error) {
 	block, ok := n.value.(object)
@@ -154,7 +162,7 @@ func (p *parser) condition(name string, m member) (c condition, err error) {
 		return c, errors.New("Null takes neither a set prefix nor IfExists")
 	case !keyForm.MatchString(m.name):
 		return c, errors.New("not the name of a condition key")
-	case multivalued[c.key] && !operator.null && !c.forAll && !c.forAny:
+	case multivalued(c.key) && !operator.null && !c.forAll && !c.forAny:
 		return c, errors.New("the key holds several values: put ForAllValues: or ForAnyValue: before the operator")
 	}
 	c.operator, c.ifExists, c.deny = operator, ifExists, p.deny

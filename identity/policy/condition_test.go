@@ -168,3 +168,20 @@ func TestCondition_Doubt(t *testing.T) {
 		}
 	}
 }
+
+// TestCondition_Multivalued: what can hold several values is asked for with a
+// set prefix, or for whether it is there.
+func TestCondition_Multivalued(t *testing.T) {
+	for key, many := range map[string]bool{
+		"aws:TagKeys": true, "aws:CalledVia": true, "sts:TransitiveTagKeys": true,
+		"idp.example.com:amr": true, "idp.example.com:8443/realm:AMR": true,
+		"idp.example.com:sub": false, "aws:PrincipalTag/x:amr": false, "iam:ResourceTag/idp.example.com:amr": false, "sts:RoleSessionName": false,
+	} {
+		for operator, taken := range map[string]bool{"StringEquals": !many, "StringNotLikeIfExists": !many, "ForAnyValue:StringEquals": true, "ForAllValues:StringLikeIfExists": true, "Null": true} {
+			_, err := Parse(Identity, "p", `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*","Condition":{"`+operator+`":{"`+key+`":"true"}}}}`)
+			if (err == nil) != taken {
+				t.Errorf("%s of %s: %v", operator, key, err)
+			}
+		}
+	}
+}

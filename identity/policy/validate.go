@@ -106,7 +106,7 @@ func (v *validator) both(s *statement) {
 		if s.deny && c.ifExists {
 			v.find(s, Suggestion, "DENY_WITH_IF_EXISTS", "it also denies when %s is absent", c.key)
 		}
-		if multivalued[c.key] != (c.forAll || c.forAny) && !c.operator.null && strings.HasPrefix(c.key, "aws:") {
+		if multivalued(c.key) != (c.forAll || c.forAny) && !c.operator.null && strings.HasPrefix(c.key, "aws:") {
 			v.find(s, Warning, "SET_OPERATOR_WITH_SINGLE_VALUED_KEY", "%s has one value at most: leave out the set prefix", c.key)
 		}
 		if c.starred {
