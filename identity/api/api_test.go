@@ -53,6 +53,7 @@ type site struct {
 	api       *awsapi.Server
 	admin     identity.Credentials
 	now       time.Time
+	tick      func()         // whenever the service looks at the clock; nil: nothing
 	log       io.Writer      // of the service
 	audit     awsapi.Auditor // nil: none
 }
@@ -78,7 +79,12 @@ func (s *site) open() {
 	if s.db, err = control.OpenDatabase(context.Background(), s.file); err != nil {
 		s.t.Fatal(err)
 	}
-	clock := func() time.Time { return s.now }
+	clock := func() time.Time {
+		if s.tick != nil {
+			s.tick()
+		}
+		return s.now
+	}
 	if s.directory, err = identity.Open(context.Background(), identity.Options{Store: s.db.Identities(), Key: s.key, Now: clock}); err != nil {
 		s.t.Fatal(err)
 	}

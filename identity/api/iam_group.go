@@ -90,33 +90,25 @@ func (a *api) listGroups(_ context.Context, in *iam.ListGroupsRequest) (*iam.Lis
 }
 
 func (a *api) updateGroup(ctx context.Context, in *iam.UpdateGroupRequest) (*iam.UpdateGroupResponse, error) {
-	name, path := in.GroupName, ""
-	if in.NewGroupName != nil {
-		name = *in.NewGroupName
-	}
 	return nil, a.rename(ctx, "iam:UpdateGroup", func(tx *identity.Tx) (string, error) {
 		g, err := group(tx, in.GroupName)
-		if path = g.Path; in.NewPath != nil {
-			path = *in.NewPath
-		}
-		return arn(tx, "group", path, name), err
-	}, func(tx *identity.Tx) error {
-		g, err := group(tx, in.GroupName)
 		if err != nil {
-			return err
+			return "", err
 		}
-		tx.Groups.Delete(g.Name)
-		if tx.Groups.Taken(name) {
-			return iam.EntityAlreadyExistsException.Errorf("Group with name %s already exists.", name)
+		old := g.Name
+		g.Name, g.Path = moved(g.Name, in.NewGroupName), moved(g.Path, in.NewPath)
+		target := arn(tx, "group", g.Path, g.Name)
+		tx.Groups.Delete(old)
+		if tx.Groups.Taken(g.Name) {
+			return target, iam.EntityAlreadyExistsException.Errorf("Group with name %s already exists.", g.Name)
 		}
-		for _, u := range members(tx, g.Name) {
+		for _, u := range members(tx, old) {
 			u.Groups = slices.Clone(u.Groups)
-			u.Groups[slices.Index(u.Groups, g.Name)] = name
+			u.Groups[slices.Index(u.Groups, old)] = g.Name
 			tx.Users.Put(u.Name, u)
 		}
-		g.Name, g.Path = name, path
-		tx.Groups.Put(name, g)
-		return nil
+		tx.Groups.Put(g.Name, g)
+		return target, nil
 	})
 }
 

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 
 	"rehost/awsapi"
 	"rehost/awsapi/iam"
@@ -103,52 +104,60 @@ func (a *api) listUsers(_ context.Context, in *iam.ListUsersRequest) (*iam.ListU
 }
 
 func (a *api) updateUser(ctx context.Context, in *iam.UpdateUserRequest) (*iam.UpdateUserResponse, error) {
-	name, path := in.UserName, ""
-	if in.NewUserName != nil {
-		name = *in.NewUserName
-	}
 	return nil, a.rename(ctx, "iam:UpdateUser", func(tx *identity.Tx) (string, error) {
 		u, err := user(ctx, tx, in.UserName)
-		if path = u.Path; in.NewPath != nil {
-			path = *in.NewPath
-		}
-		return arn(tx, "user", path, name), err
-	}, func(tx *identity.Tx) error {
-		u, err := user(ctx, tx, in.UserName)
 		if err != nil {
-			return err
+			return "", err
 		}
-		tx.Users.Delete(u.Name)
-		if tx.Users.Taken(name) {
-			return iam.EntityAlreadyExistsException.Errorf("User with name %s already exists.", name)
+		old := u.Name
+		u.Name, u.Path = moved(u.Name, in.NewUserName), moved(u.Path, in.NewPath)
+		target := arn(tx, "user", u.Path, u.Name)
+		tx.Users.Delete(old)
+		if tx.Users.Taken(u.Name) {
+			return target, iam.EntityAlreadyExistsException.Errorf("User with name %s already exists.", u.Name)
 		}
-		for _, k := range tx.Keys.All() {
-			if k.User == u.Name {
-				k.User = name
-				tx.Keys.Put(k.ID, k)
-			}
+		for _, k := range keysOf(tx, old) {
+			k.User = u.Name
+			tx.Keys.Put(k.ID, k)
 		}
-		u.Name, u.Path = name, path
-		tx.Users.Put(name, u)
-		return nil
+		tx.Users.Put(u.Name, u)
+		return target, nil
 	})
 }
 
-// rename asks for the right to what something is to be called, too, and changes it.
-func (a *api) rename(ctx context.Context, action string, target func(*identity.Tx) (string, error), change func(*identity.Tx) error) error {
-	var arn string
-	err := a.d.Read(func(tx *identity.Tx) (err error) {
-		arn, err = target(tx)
-		return err
-	})
-	if err != nil {
-		return err
+// moved is a name or path after a change that need not change it.
+func moved(from string, to *string) string {
+	if to == nil {
+		return from
 	}
-	if err := awsapi.Allowed(ctx, action, arn, nil); err != nil {
-		return err
-	}
-	return a.d.Write(ctx, change)
+	return *to
 }
+
+// rename changes what something is called, if the caller has the right to what
+// it is called then, too. Move does that and returns the new ARN, also with an
+// error that only those may see who have the right. What it does depends on what
+// is there: the right has to be to the very change that is made.
+func (a *api) rename(ctx context.Context, action string, move func(*identity.Tx) (string, error)) error {
+	var allowed string
+	for {
+		var target string
+		err := a.d.Write(ctx, func(tx *identity.Tx) (err error) {
+			if target, err = move(tx); target != "" && target != allowed {
+				err = errNotAllowedYet
+			}
+			return err
+		})
+		if !errors.Is(err, errNotAllowedYet) {
+			return err
+		}
+		if err := awsapi.Allowed(ctx, action, target, nil); err != nil {
+			return err
+		}
+		allowed = target
+	}
+}
+
+var errNotAllowedYet = errors.New("nobody has asked whether this is allowed")
 
 func (a *api) deleteUser(ctx context.Context, in *iam.DeleteUserRequest) (*iam.DeleteUserResponse, error) {
 	return nil, a.d.Write(ctx, func(tx *identity.Tx) error {
