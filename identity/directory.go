@@ -39,6 +39,7 @@ type Directory struct {
 	policies    map[string]*policy.Document // their default versions, by ARN
 	revocations map[string]revocation
 	providers   map[string]*Provider // by ARN
+	names       map[string]string    // of users and roles, by their unique ids
 }
 
 // A heldUser is a user together with its parsed policies.
@@ -72,6 +73,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		users: map[string]*heldUser{}, roles: map[string]*heldRole{}, keys: map[string]AccessKey{},
 		groups: map[string]Group{}, profiles: map[string]InstanceProfile{}, records: managedRecords(),
 		policies: map[string]*policy.Document{}, revocations: map[string]revocation{}, providers: map[string]*Provider{},
+		names: map[string]string{},
 	}
 	maps.Copy(d.policies, managed())
 	var users []User
@@ -92,7 +94,7 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 			var p Policy
 			if err = json.Unmarshal(value, &p); err == nil {
 				d.records[name] = p.complete(name)
-				d.policies[name], err = policy.Parse(policy.Identity, name, p.Document)
+				d.policies[name], err = policy.Parse(policy.Identity, p.Name, p.Document)
 			}
 		case KindGroup:
 			var g Group
@@ -120,14 +122,16 @@ func Open(ctx context.Context, o Options) (*Directory, error) {
 		return nil, fmt.Errorf("open directory: %w", err)
 	}
 	for _, u := range users {
-		if d.users[u.Name], err = d.holdUser(u); err != nil {
+		if d.users[u.Name], err = d.lookup().holdUser(u); err != nil {
 			return nil, fmt.Errorf("open directory: user %s: %w", u.Name, err)
 		}
+		d.names[u.ID] = u.Name
 	}
 	for _, r := range roles {
-		if d.roles[r.Name], err = d.holdRole(r); err != nil {
+		if d.roles[r.Name], err = d.lookup().holdRole(r); err != nil {
 			return nil, fmt.Errorf("open directory: role %s: %w", r.Name, err)
 		}
+		d.names[r.ID] = r.Name
 	}
 	if err := errors.Join(d.reseal(ctx), d.prune(ctx), d.bindHeld(ctx)); err != nil {
 		return nil, fmt.Errorf("open directory: %w", err)
@@ -142,14 +146,6 @@ func appendJSON[T any](list *[]T, value []byte) error {
 	}
 	*list = append(*list, v)
 	return nil
-}
-
-func (d *Directory) holdUser(u User) (*heldUser, error) {
-	return d.state().holdUser(u)
-}
-
-func (d *Directory) holdRole(r Role) (*heldRole, error) {
-	return d.state().holdRole(r)
 }
 
 // Account is the account, with an empty ID before [Directory.Bootstrap].
@@ -193,12 +189,9 @@ func (d *Directory) Bootstrap(ctx context.Context) (Credentials, error) {
 		return Credentials{}, err
 	}
 	// The account comes last: as long as there is none, nobody can call.
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.put(ctx, KindAccount, account.ID, account); err != nil {
+	if err := d.Write(ctx, func(tx *Tx) error { tx.Account = account; return nil }); err != nil {
 		return Credentials{}, fmt.Errorf("create account: %w", err)
 	}
-	d.account = account
 	return credentials, nil
 }
 
@@ -225,51 +218,44 @@ func taken[T any](names map[string]T, name string) bool {
 
 // CreateUser adds a user; ID, Path and Created are filled in.
 func (d *Directory) CreateUser(ctx context.Context, u User) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case !nameForm.MatchString(u.Name):
+	if !nameForm.MatchString(u.Name) {
 		return fmt.Errorf("create user %.64q: not a name", u.Name)
-	case taken(d.users, u.Name):
-		return fmt.Errorf("create user %s: %w", u.Name, ErrExists)
 	}
 	u.ID, u.Created = newID("AIDA"), d.now().UTC()
 	if u.Path == "" {
 		u.Path = "/"
 	}
-	return d.setUser(ctx, u)
-}
-
-func (d *Directory) setUser(ctx context.Context, u User) error {
-	if err := policy.CheckSize(policy.MaxUserInline, slices.Collect(maps.Values(u.Inline))...); err != nil {
-		return fmt.Errorf("user %s: inline policies: %w", u.Name, err)
-	}
-	h, err := d.holdUser(u)
-	if err != nil {
-		return fmt.Errorf("user %s: %w", u.Name, err)
-	}
-	if err := d.put(ctx, KindUser, u.Name, u); err != nil {
-		return fmt.Errorf("user %s: %w", u.Name, err)
-	}
-	d.users[u.Name] = h
-	return nil
+	return d.Write(ctx, func(tx *Tx) error {
+		if tx.Users.Taken(u.Name) {
+			return fmt.Errorf("create user %s: %w", u.Name, ErrExists)
+		}
+		return tx.putUser(u)
+	})
 }
 
 // UpdateUser changes a user's tags, policies or boundary. Change gets a copy
 // whose lists and maps it must replace and not write to.
 func (d *Directory) UpdateUser(ctx context.Context, name string, change func(*User) error) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	h := d.users[name]
-	if h == nil {
-		return fmt.Errorf("user %s: %w", name, ErrNotFound)
+	return d.Write(ctx, func(tx *Tx) error {
+		held, ok := tx.Users.Get(name)
+		if !ok {
+			return fmt.Errorf("user %s: %w", name, ErrNotFound)
+		}
+		u := held
+		if err := change(&u); err != nil {
+			return err
+		}
+		u.Name, u.ID = held.Name, held.ID
+		return tx.putUser(u)
+	})
+}
+
+func (tx *Tx) putUser(u User) error {
+	if err := policy.CheckSize(policy.MaxUserInline, slices.Collect(maps.Values(u.Inline))...); err != nil {
+		return fmt.Errorf("user %s: inline policies: %w", u.Name, err)
 	}
-	u := h.User
-	if err := change(&u); err != nil {
-		return err
-	}
-	u.Name, u.ID = h.Name, h.ID
-	return d.setUser(ctx, u)
+	tx.Users.Put(u.Name, u)
+	return nil
 }
 
 // User returns a user.
@@ -314,51 +300,43 @@ func (d *Directory) CreateRole(ctx context.Context, r Role) error {
 }
 
 // CreatePolicy adds a managed policy of the account and returns its ARN.
-func (d *Directory) CreatePolicy(ctx context.Context, p Policy) (string, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+func (d *Directory) CreatePolicy(ctx context.Context, p Policy) (arn string, err error) {
+	if !nameForm.MatchString(p.Name) {
+		return "", fmt.Errorf("create policy %.64q: not a name", p.Name)
+	}
+	if err := policy.CheckSize(policy.MaxManaged, p.Document); err != nil {
+		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
+	}
 	if p.Path == "" {
 		p.Path = "/"
 	}
-	arn := "arn:aws:iam::" + d.account.ID + ":policy" + p.Path + p.Name
-	switch {
-	case !nameForm.MatchString(p.Name):
-		return "", fmt.Errorf("create policy %.64q: not a name", p.Name)
-	case taken(d.policies, arn):
-		return "", fmt.Errorf("create policy %s: %w", p.Name, ErrExists)
-	}
-	doc, err := policy.Parse(policy.Identity, p.Name, p.Document)
-	if err == nil {
-		err = policy.CheckSize(policy.MaxManaged, p.Document)
-	}
-	if err != nil {
-		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
-	}
 	p.Created, p.ID = d.now().UTC(), newID("ANPA")
-	p = p.complete(arn)
-	if err := d.put(ctx, KindPolicy, arn, p); err != nil {
-		return "", fmt.Errorf("create policy %s: %w", p.Name, err)
-	}
-	d.policies[arn], d.records[arn] = doc, p
-	return arn, nil
+	err = d.Write(ctx, func(tx *Tx) error {
+		arn = "arn:aws:iam::" + tx.Account.ID + ":policy" + p.Path + p.Name
+		if tx.Policies.Taken(arn) {
+			return fmt.Errorf("create policy %s: %w", p.Name, ErrExists)
+		}
+		tx.Policies.Put(arn, p.complete(arn))
+		return nil
+	})
+	return arn, err
 }
 
 // CreateAccessKey makes a key of the user. This is the only time that its
 // secret is to be had.
 func (d *Directory) CreateAccessKey(ctx context.Context, user string) (Credentials, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.users[user] == nil {
-		return Credentials{}, fmt.Errorf("create access key of user %s: %w", user, ErrNotFound)
+	k, secret := d.NewAccessKey(user)
+	err := d.Write(ctx, func(tx *Tx) error {
+		if _, ok := tx.Users.Get(user); !ok {
+			return fmt.Errorf("create access key of user %s: %w", user, ErrNotFound)
+		}
+		tx.Keys.Put(k.ID, k)
+		return nil
+	})
+	if err != nil {
+		return Credentials{}, err
 	}
-	out := Credentials{AccessKeyID: newID("AKIA"), SecretAccessKey: newSecret()}
-	k := AccessKey{ID: out.AccessKeyID, User: user, Active: true, Created: d.now().UTC()}
-	k.Sealed = d.key.seal(useSecret, k.ID, []byte(out.SecretAccessKey))
-	if err := d.put(ctx, KindKey, k.ID, k); err != nil {
-		return Credentials{}, fmt.Errorf("create access key of user %s: %w", user, err)
-	}
-	d.keys[k.ID] = k
-	return out, nil
+	return Credentials{AccessKeyID: k.ID, SecretAccessKey: secret}, nil
 }
 
 // AccessKeys lists the keys of a user, oldest first.
@@ -379,13 +357,7 @@ func (d *Directory) AccessKeys(user string) []AccessKey {
 
 // DeleteAccessKey removes a key; it stops working at once.
 func (d *Directory) DeleteAccessKey(ctx context.Context, id string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.store.Delete(ctx, KindKey, id); err != nil {
-		return fmt.Errorf("delete access key %s: %w", id, err)
-	}
-	delete(d.keys, id)
-	return nil
+	return d.Write(ctx, func(tx *Tx) error { tx.Keys.Delete(id); return nil })
 }
 
 // Authenticate finds whom an access key and a session token stand for, and the

@@ -27,7 +27,7 @@ func (tx *Tx) bindAll() error {
 		if r == nil {
 			continue
 		}
-		if held := tx.holding.roles[name]; held != nil && held.Trust == r.Trust {
+		if held := tx.directory.roles[name]; held != nil && held.Trust == r.Trust {
 			continue // also if somebody in it is gone
 		}
 		doc, err := policy.Parse(policy.Trust, "the trust policy", r.Trust)
@@ -82,7 +82,7 @@ func (tx *Tx) idOf(kind, path, name string) string {
 // ids of users and roles that are gone.
 func (tx *Tx) Trust(r Role) string {
 	var doc *policy.Document
-	if held := tx.holding.roles[r.Name]; held != nil && held.Trust == r.Trust {
+	if held := tx.directory.roles[r.Name]; held != nil && held.Trust == r.Trust {
 		doc = held.trust
 	} else if doc, _ = policy.Parse(policy.Trust, "the trust policy", r.Trust); doc == nil {
 		return r.Trust // as it was put and not yet checked
@@ -103,23 +103,31 @@ func (tx *Tx) named(id string) (arn string, ok bool) {
 		return "", false
 	}
 	if strings.HasPrefix(id, "AIDA") {
-		for _, u := range tx.Users.now() {
-			if u.ID == id {
-				return tx.directory.userARN(&u), true
-			}
+		if u, ok := byID(tx.Users, id, tx.directory.names, func(u User) string { return u.ID }); ok {
+			return tx.directory.userARN(&u), true
 		}
 		return "", false
 	}
-	for _, r := range tx.Roles.now() {
-		switch {
-		case r.ID != m[1]:
-		case m[2] != "":
-			return "arn:aws:sts::" + tx.Account.ID + ":assumed-role/" + r.Name + "/" + m[2], true
-		default:
-			return tx.directory.roleARN(&r), true
+	r, ok := byID(tx.Roles, m[1], tx.directory.names, func(r Role) string { return r.ID })
+	switch {
+	case !ok:
+		return "", false
+	case m[2] != "":
+		return "arn:aws:sts::" + tx.Account.ID + ":assumed-role/" + r.Name + "/" + m[2], true
+	}
+	return tx.directory.roleARN(&r), true
+}
+
+// byID finds a record by its unique id: by the name that the id had, or among
+// what the transaction changes.
+func byID[T any](t *Table[T], id string, names map[string]string, idOf func(T) string) (v T, ok bool) {
+	for _, changed := range t.changed {
+		if changed != nil && idOf(*changed) == id {
+			return *changed, true
 		}
 	}
-	return "", false
+	v, ok = t.Get(names[id])
+	return v, ok && idOf(v) == id
 }
 
 // bindHeld binds what was kept before principals were, and still names them by
@@ -137,7 +145,7 @@ func (d *Directory) bindHeld(ctx context.Context) error {
 		if r.Trust == held.Trust {
 			continue
 		}
-		h, err := d.holdRole(r)
+		h, err := d.lookup().holdRole(r)
 		if err == nil {
 			err = d.put(ctx, KindRole, name, r)
 		}

@@ -72,7 +72,7 @@ func TestTrust_MadeAnew(t *testing.T) {
 				if !bound {
 					r := w.roles["target"].Role
 					r.Trust = statementsOf(trusts(principal, ""))
-					h, err := w.holdRole(r)
+					h, err := w.lookup().holdRole(r)
 					if err != nil {
 						t.Fatal(err)
 					}

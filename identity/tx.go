@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"rehost/identity/policy"
@@ -22,22 +24,40 @@ type Tx struct {
 	Policies *Table[Policy]          // managed ones, by ARN
 	Keys     *Table[AccessKey]       // by id
 
-	directory *Directory
-	base      Account
-	holding   state
+	directory *Directory // as it is; locked for as long as the transaction lives
 }
 
-// A Table is the records of one kind. Records are values; their lists and maps
-// must be replaced and not written to.
+// A Table is the records of one kind: those that the directory holds, which are
+// not copied, under what the transaction changes. Records are values; their
+// lists and maps must be replaced and not written to.
 type Table[T any] struct {
 	kind    Kind
-	all     map[string]T
+	get     func(name string) (T, bool)
+	each    iter.Seq2[string, T]
 	changed map[string]*T // nil: removed
 }
 
-func newTable[T any](kind Kind, all map[string]T) *Table[T] {
-	return &Table[T]{kind: kind, all: all, changed: map[string]*T{}}
+// tableOf makes a table of what is held, and of the record in each.
+func tableOf[H, T any](kind Kind, held map[string]H, record func(H) T) *Table[T] {
+	return &Table[T]{kind: kind,
+		get: func(name string) (v T, ok bool) {
+			h, ok := held[name]
+			if ok {
+				v = record(h)
+			}
+			return v, ok
+		},
+		each: func(yield func(string, T) bool) {
+			for name, h := range held {
+				if !yield(name, record(h)) {
+					return
+				}
+			}
+		},
+	}
 }
+
+func itself[T any](v T) T { return v }
 
 // Get returns the record of a name.
 func (t *Table[T]) Get(name string) (v T, ok bool) {
@@ -47,44 +67,63 @@ func (t *Table[T]) Get(name string) (v T, ok bool) {
 		}
 		return *changed, true
 	}
-	v, ok = t.all[name]
-	return v, ok
+	return t.get(name)
+}
+
+// Each goes through the records in no order.
+func (t *Table[T]) Each() iter.Seq2[string, T] {
+	return func(yield func(string, T) bool) {
+		for name, v := range t.each {
+			if _, changed := t.changed[name]; !changed && !yield(name, v) {
+				return
+			}
+		}
+		for name, v := range t.changed {
+			if v != nil && !yield(name, *v) {
+				return
+			}
+		}
+	}
 }
 
 // Taken is whether a name is used, or differs from a used one only in case.
-func (t *Table[T]) Taken(name string) bool { return taken(t.now(), name) }
+func (t *Table[T]) Taken(name string) bool {
+	for n := range t.Each() {
+		if strings.EqualFold(n, name) {
+			return true
+		}
+	}
+	return false
+}
 
 // Put makes or replaces a record.
-func (t *Table[T]) Put(name string, v T) { t.changed[name] = &v }
+func (t *Table[T]) Put(name string, v T) { t.change(name, &v) }
 
 // Delete removes a record.
-func (t *Table[T]) Delete(name string) { t.changed[name] = nil }
+func (t *Table[T]) Delete(name string) { t.change(name, nil) }
+
+func (t *Table[T]) change(name string, v *T) {
+	if t.changed == nil {
+		t.changed = map[string]*T{}
+	}
+	t.changed[name] = v
+}
 
 // Names lists the names of all records, sorted.
-func (t *Table[T]) Names() []string { return slices.Sorted(maps.Keys(t.now())) }
-
-// All lists the records by their names, sorted.
-func (t *Table[T]) All() []T {
-	all := t.now()
-	out := make([]T, 0, len(all))
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		out = append(out, all[name])
+func (t *Table[T]) Names() (out []string) {
+	for name := range t.Each() {
+		out = append(out, name)
 	}
+	slices.Sort(out)
 	return out
 }
 
-// now is the records with the changes.
-func (t *Table[T]) now() map[string]T {
-	if len(t.changed) == 0 {
-		return t.all
-	}
-	out := maps.Clone(t.all)
-	for name, v := range t.changed {
-		if v == nil {
-			delete(out, name)
-		} else {
-			out[name] = *v
-		}
+// All lists the records by their names, sorted.
+func (t *Table[T]) All() []T {
+	names := t.Names()
+	out := make([]T, len(names))
+	for i, name := range names {
+		out[i], _ = t.Get(name)
 	}
 	return out
 }
@@ -104,15 +143,13 @@ func (t *Table[T]) changes() (out []Change, err error) {
 
 // transaction makes one. The caller holds the lock until it is done.
 func (d *Directory) transaction() *Tx {
-	users, roles := make(map[string]User, len(d.users)), make(map[string]Role, len(d.roles))
-	for name, u := range d.users {
-		users[name] = u.User
-	}
-	for name, r := range d.roles {
-		roles[name] = r.Role
-	}
-	return &Tx{directory: d, Account: d.account, base: d.account, holding: d.state(), Users: newTable(KindUser, users), Groups: newTable(KindGroup, d.groups), Roles: newTable(KindRole, roles),
-		Profiles: newTable(KindProfile, d.profiles), Policies: newTable(KindPolicy, d.records), Keys: newTable(KindKey, d.keys)}
+	return &Tx{Account: d.account, directory: d,
+		Users:    tableOf(KindUser, d.users, func(h *heldUser) User { return h.User }),
+		Groups:   tableOf(KindGroup, d.groups, itself[Group]),
+		Roles:    tableOf(KindRole, d.roles, func(h *heldRole) Role { return h.Role }),
+		Profiles: tableOf(KindProfile, d.profiles, itself[InstanceProfile]),
+		Policies: tableOf(KindPolicy, d.records, itself[Policy]),
+		Keys:     tableOf(KindKey, d.keys, itself[AccessKey])}
 }
 
 // Read lets do look at the directory, in which nothing changes meanwhile.
@@ -146,9 +183,57 @@ func (d *Directory) Write(ctx context.Context, do func(*Tx) error) error {
 	if err := d.store.Apply(ctx, changes); err != nil {
 		return fmt.Errorf("write directory: %w", err)
 	}
-	d.account, d.users, d.groups, d.roles = tx.Account, next.users, next.groups, next.roles
-	d.profiles, d.records, d.policies, d.keys = tx.Profiles.now(), tx.Policies.now(), next.policies, tx.Keys.now()
+	d.take(tx, next)
 	return nil
+}
+
+// take puts into force what is durable. Nothing in it can fail.
+func (d *Directory) take(tx *Tx, next parsed) {
+	for name := range tx.Users.changed {
+		if held := d.users[name]; held != nil {
+			delete(d.names, held.ID)
+		}
+	}
+	for name := range tx.Roles.changed {
+		if held := d.roles[name]; held != nil {
+			delete(d.names, held.ID)
+		}
+	}
+	for _, u := range next.users {
+		d.names[u.ID] = u.Name
+	}
+	for _, r := range next.roles {
+		d.names[r.ID] = r.Name
+	}
+	d.account = tx.Account
+	replace(d.users, tx.Users.changed, next.users)
+	replace(d.roles, tx.Roles.changed, next.roles)
+	replace(d.policies, tx.Policies.changed, next.policies)
+	replace(d.groups, tx.Groups.changed, values(tx.Groups.changed))
+	replace(d.profiles, tx.Profiles.changed, values(tx.Profiles.changed))
+	replace(d.records, tx.Policies.changed, values(tx.Policies.changed))
+	replace(d.keys, tx.Keys.changed, values(tx.Keys.changed))
+}
+
+// replace removes what was changed, and puts in what there is now.
+func replace[H, T any](held map[string]H, changed map[string]*T, now map[string]H) {
+	for name, v := range changed {
+		if v == nil {
+			delete(held, name)
+		}
+	}
+	maps.Copy(held, now)
+}
+
+// values are the records that were not removed.
+func values[T any](changed map[string]*T) map[string]T {
+	out := make(map[string]T, len(changed))
+	for name, v := range changed {
+		if v != nil {
+			out[name] = *v
+		}
+	}
+	return out
 }
 
 func (tx *Tx) changes() (out []Change, err error) {
@@ -159,7 +244,7 @@ func (tx *Tx) changes() (out []Change, err error) {
 		}
 		out = append(out, changes...)
 	}
-	if tx.Account != tx.base {
+	if tx.Account != tx.directory.account {
 		value, err := json.Marshal(tx.Account)
 		if err != nil {
 			return nil, err
@@ -169,70 +254,109 @@ func (tx *Tx) changes() (out []Change, err error) {
 	return out, nil
 }
 
-// next parses what the changes make of the directory. Where a policy or a group
-// changed, everyone may be concerned.
-func (tx *Tx) next() (s state, err error) {
-	s = state{groups: tx.Groups.now(), policies: maps.Clone(tx.holding.policies), users: map[string]*heldUser{}, roles: map[string]*heldRole{}}
-	for arn, p := range tx.Policies.changed {
-		if delete(s.policies, arn); p == nil {
-			continue
-		}
-		if s.policies[arn], err = policy.Parse(policy.Identity, p.Name, p.Document); err != nil {
-			return s, err
-		}
-	}
-	everyone := len(tx.Policies.changed)+len(tx.Groups.changed) > 0
-	for name, u := range tx.Users.now() {
-		if _, changed := tx.Users.changed[name]; !changed && !everyone {
-			s.users[name] = tx.holding.users[name]
-		} else if s.users[name], err = s.holdUser(u); err != nil {
-			return s, fmt.Errorf("user %s: %w", name, err)
-		}
-	}
-	if err := tx.bindAll(); err != nil {
-		return s, err
-	}
-	for name, r := range tx.Roles.now() {
-		if _, changed := tx.Roles.changed[name]; !changed && !everyone {
-			s.roles[name] = tx.holding.roles[name]
-		} else if s.roles[name], err = s.holdRole(r); err != nil {
-			return s, fmt.Errorf("role %s: %w", name, err)
-		}
-	}
-	return s, tx.checkGroups(s)
-}
-
-// checkGroups looks at the groups that nobody is in, too.
-func (tx *Tx) checkGroups(s state) error {
-	for name, g := range tx.Groups.changed {
-		if g == nil {
-			continue
-		}
-		if _, err := s.documents(g.Attached, g.Inline); err != nil {
-			return fmt.Errorf("group %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// A state is what documents are looked up in while others are parsed.
-type state struct {
+// parsed is what a transaction makes of users, roles and policies: those whose
+// record or whose policies changed.
+type parsed struct {
 	users    map[string]*heldUser
-	groups   map[string]Group
 	roles    map[string]*heldRole
 	policies map[string]*policy.Document
 }
 
-func (d *Directory) state() state { return state{d.users, d.groups, d.roles, d.policies} }
+// next parses what the changes make of the directory.
+func (tx *Tx) next() (p parsed, err error) {
+	p = parsed{map[string]*heldUser{}, map[string]*heldRole{}, map[string]*policy.Document{}}
+	for arn, changed := range tx.Policies.changed {
+		if changed == nil {
+			continue
+		}
+		if p.policies[arn], err = policy.Parse(policy.Identity, changed.Name, changed.Document); err != nil {
+			return p, fmt.Errorf("policy %s: %w", arn, err)
+		}
+	}
+	if err := tx.bindAll(); err != nil {
+		return p, err
+	}
+	at := lookup{group: tx.Groups.Get, document: func(arn string) *policy.Document {
+		if _, changed := tx.Policies.changed[arn]; changed {
+			return p.policies[arn]
+		}
+		return tx.directory.policies[arn]
+	}}
+	for name, u := range tx.Users.concerned(tx, tx.concernsUser) {
+		if p.users[name], err = at.holdUser(u); err != nil {
+			return p, fmt.Errorf("user %s: %w", name, err)
+		}
+	}
+	for name, r := range tx.Roles.concerned(tx, tx.concernsRole) {
+		if p.roles[name], err = at.holdRole(r); err != nil {
+			return p, fmt.Errorf("role %s: %w", name, err)
+		}
+	}
+	for name, g := range tx.Groups.concerned(tx, tx.concernsGroup) { // also if nobody is in it
+		if _, err := at.documents(g.Attached, g.Inline); err != nil {
+			return p, fmt.Errorf("group %s: %w", name, err)
+		}
+	}
+	return p, nil
+}
 
-func (s state) holdUser(u User) (*heldUser, error) {
-	policies, err := s.policiesOf(u.Attached, u.Inline, u.Boundary)
+// concerned are the records that changed, and where policies or groups did, also
+// those which refer to one of these.
+func (t *Table[T]) concerned(tx *Tx, also func(T) bool) iter.Seq2[string, T] {
+	return func(yield func(string, T) bool) {
+		if len(tx.Policies.changed)+len(tx.Groups.changed) == 0 {
+			maps.All(values(t.changed))(yield)
+			return
+		}
+		for name, v := range t.Each() {
+			if _, changed := t.changed[name]; (changed || also(v)) && !yield(name, v) {
+				return
+			}
+		}
+	}
+}
+
+func (tx *Tx) concernsUser(u User) bool {
+	return tx.policyChanged(u.Boundary) || slices.ContainsFunc(u.Attached, tx.policyChanged) || slices.ContainsFunc(u.Groups, func(name string) bool {
+		g, ok := tx.Groups.Get(name)
+		_, changed := tx.Groups.changed[name]
+		return changed || !ok || tx.concernsGroup(g)
+	})
+}
+
+func (tx *Tx) concernsRole(r Role) bool {
+	return tx.policyChanged(r.Boundary) || slices.ContainsFunc(r.Attached, tx.policyChanged)
+}
+
+func (tx *Tx) concernsGroup(g Group) bool { return slices.ContainsFunc(g.Attached, tx.policyChanged) }
+
+func (tx *Tx) policyChanged(arn string) bool {
+	_, changed := tx.Policies.changed[arn]
+	return changed
+}
+
+// A lookup finds what users and roles refer to while they are parsed.
+type lookup struct {
+	group    func(name string) (Group, bool)
+	document func(arn string) *policy.Document // of a managed policy; nil for none
+}
+
+// lookup is of the directory as it is.
+func (d *Directory) lookup() lookup {
+	return lookup{
+		group:    func(name string) (Group, bool) { g, ok := d.groups[name]; return g, ok },
+		document: func(arn string) *policy.Document { return d.policies[arn] },
+	}
+}
+
+func (l lookup) holdUser(u User) (*heldUser, error) {
+	policies, err := l.policiesOf(u.Attached, u.Inline, u.Boundary)
 	for _, name := range u.Groups {
-		g, ok := s.groups[name]
+		g, ok := l.group(name)
 		if !ok {
 			return nil, fmt.Errorf("group %s: %w", name, ErrNotFound)
 		}
-		documents, err := s.documents(g.Attached, g.Inline)
+		documents, err := l.documents(g.Attached, g.Inline)
 		if err != nil {
 			return nil, fmt.Errorf("group %s: %w", name, err)
 		}
@@ -241,22 +365,22 @@ func (s state) holdUser(u User) (*heldUser, error) {
 	return &heldUser{User: u, policies: policies}, err
 }
 
-func (s state) holdRole(r Role) (*heldRole, error) {
+func (l lookup) holdRole(r Role) (*heldRole, error) {
 	trust, err := policy.Parse(policy.Trust, "the trust policy", r.Trust)
 	if err != nil {
 		return nil, err
 	}
-	policies, err := s.policiesOf(r.Attached, r.Inline, r.Boundary)
+	policies, err := l.policiesOf(r.Attached, r.Inline, r.Boundary)
 	return &heldRole{Role: r, trust: trust, policies: policies}, err
 }
 
 // policiesOf parses what a user or role may do.
-func (s state) policiesOf(attached []string, inline map[string]string, boundary string) (out policy.Policies, err error) {
-	if out.Identity, err = s.documents(attached, inline); err != nil {
+func (l lookup) policiesOf(attached []string, inline map[string]string, boundary string) (out policy.Policies, err error) {
+	if out.Identity, err = l.documents(attached, inline); err != nil {
 		return out, err
 	}
 	if boundary != "" {
-		out.Boundary = s.policies[boundary]
+		out.Boundary = l.document(boundary)
 		if out.Boundary == nil {
 			return out, fmt.Errorf("permissions boundary %s: %w", boundary, ErrNotFound)
 		}
@@ -264,9 +388,9 @@ func (s state) policiesOf(attached []string, inline map[string]string, boundary 
 	return out, nil
 }
 
-func (s state) documents(attached []string, inline map[string]string) (out []*policy.Document, err error) {
+func (l lookup) documents(attached []string, inline map[string]string) (out []*policy.Document, err error) {
 	for _, arn := range attached {
-		doc := s.policies[arn]
+		doc := l.document(arn)
 		if doc == nil {
 			return nil, fmt.Errorf("policy %s: %w", arn, ErrNotFound)
 		}
@@ -287,16 +411,16 @@ func (s state) documents(attached []string, inline map[string]string) (out []*po
 func (tx *Tx) PoliciesOf(kind, name string) (policy.Policies, bool) {
 	switch kind {
 	case "user":
-		if u := tx.holding.users[name]; u != nil {
+		if u := tx.directory.users[name]; u != nil {
 			return u.policies, true
 		}
 	case "role":
-		if r := tx.holding.roles[name]; r != nil {
+		if r := tx.directory.roles[name]; r != nil {
 			return r.policies, true
 		}
 	case "group":
-		if g, ok := tx.holding.groups[name]; ok {
-			documents, err := tx.holding.documents(g.Attached, g.Inline)
+		if g, ok := tx.directory.groups[name]; ok {
+			documents, err := tx.directory.lookup().documents(g.Attached, g.Inline)
 			return policy.Policies{Identity: documents}, err == nil
 		}
 	}

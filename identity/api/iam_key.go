@@ -23,7 +23,7 @@ func (a *api) registerKeys(s *awsapi.Server) {
 
 // keysOf lists the keys of a user, oldest first.
 func keysOf(tx *identity.Tx, user string) (out []identity.AccessKey) {
-	for _, k := range tx.Keys.All() {
+	for _, k := range tx.Keys.Each() {
 		if k.User == user {
 			out = append(out, k)
 		}

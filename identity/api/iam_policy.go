@@ -55,7 +55,7 @@ func (u use) count() int32 { return int32(len(u.users) + len(u.groups) + len(u.r
 
 // usesOf finds who has the policy attached, and whose boundary it is.
 func usesOf(tx *identity.Tx, arn string) (attached, boundary use) {
-	for _, u := range tx.Users.All() {
+	for _, u := range tx.Users.Each() {
 		if slices.Contains(u.Attached, arn) {
 			attached.users = append(attached.users, u.Name)
 		}
@@ -63,12 +63,12 @@ func usesOf(tx *identity.Tx, arn string) (attached, boundary use) {
 			boundary.users = append(boundary.users, u.Name)
 		}
 	}
-	for _, g := range tx.Groups.All() {
+	for _, g := range tx.Groups.Each() {
 		if slices.Contains(g.Attached, arn) {
 			attached.groups = append(attached.groups, g.Name)
 		}
 	}
-	for _, r := range tx.Roles.All() {
+	for _, r := range tx.Roles.Each() {
 		if slices.Contains(r.Attached, arn) {
 			attached.roles = append(attached.roles, r.Name)
 		}
@@ -76,6 +76,7 @@ func usesOf(tx *identity.Tx, arn string) (attached, boundary use) {
 			boundary.roles = append(boundary.roles, r.Name)
 		}
 	}
+	slices.Sort(attached.groups) // the others are sorted where both uses come together
 	return attached, boundary
 }
 
@@ -108,8 +109,8 @@ func (a *api) createPolicy(ctx context.Context, in *iam.CreatePolicyRequest) (ou
 		return nil, err
 	}
 	err = a.d.Write(ctx, func(tx *identity.Tx) (err error) {
-		for _, arn := range tx.Policies.Names() {
-			if p, _ := tx.Policies.Get(arn); p.Name == in.PolicyName && !identity.IsManaged(arn) {
+		for arn, p := range tx.Policies.Each() {
+			if p.Name == in.PolicyName && !identity.IsManaged(arn) {
 				return iam.EntityAlreadyExistsException.Errorf("A policy called %s already exists. Duplicate names are not allowed.", in.PolicyName)
 			}
 		}
