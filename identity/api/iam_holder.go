@@ -49,26 +49,29 @@ func holderOf(ctx context.Context, tx *identity.Tx, kind, name string) (holder, 
 
 // holderNamed finds the user, group or role of an ARN.
 func holderNamed(tx *identity.Tx, holder string) (kind, name string, err error) {
-	resource, _ := strings.CutPrefix(holder, "arn:aws:iam::"+tx.Account.ID+":")
-	kind, path, _ := strings.Cut(resource, "/")
-	name = path[strings.LastIndexByte(path, '/')+1:]
-	found := ""
+	resource, own := strings.CutPrefix(holder, "arn:aws:iam::"+tx.Account.ID+":")
+	kind, rest, _ := strings.Cut(resource, "/")
+	at := strings.LastIndexByte(rest, '/') + 1
+	path, name := "/"+rest[:at], rest[at:]
+	found := false
 	switch kind {
 	case "user":
-		if u, ok := tx.Users.Get(name); ok {
-			found = arn(tx, kind, u.Path, name)
-		}
+		u, ok := tx.Users.Get(name)
+		found = ok && u.Path == path
 	case "group":
-		if g, ok := tx.Groups.Get(name); ok {
-			found = arn(tx, kind, g.Path, name)
-		}
+		g, ok := tx.Groups.Get(name)
+		found = ok && g.Path == path
 	case "role":
-		if r, ok := tx.Roles.Get(name); ok {
-			found = arn(tx, kind, r.Path, name)
-		}
+		r, ok := tx.Roles.Get(name)
+		found = ok && r.Path == path
+	default:
+		own = false
 	}
-	if found != holder || found == "" {
-		return "", "", iam.NoSuchEntityException.Errorf("ARN %s cannot be found.", holder)
+	switch {
+	case !own:
+		return "", "", iam.InvalidInputException.Errorf("Invalid Entity Arn: %s does not clearly define entity type and name.", holder)
+	case !found:
+		return "", "", iam.NoSuchEntityException.Errorf("The %s with name %s cannot be found.", kind, name)
 	}
 	return kind, name, nil
 }

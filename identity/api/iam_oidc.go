@@ -27,16 +27,17 @@ func (p *providers) register(server *awsapi.Server) {
 	awsapi.Handle(server, iam.ListOpenIDConnectProviderTags, p.listTags)
 }
 
-// providerError is the answer to what the directory refuses.
-func providerError(err error) error {
+// providerError is the answer to what the directory refuses of a provider, which
+// is called by its ARN, or by its URL as long as it has none.
+func providerError(name string, err error) error {
 	var e *identity.RequestError
 	switch {
 	case errors.As(err, &e):
 		return iam.InvalidInputException.Errorf("%s", e.Message)
 	case errors.Is(err, identity.ErrExists):
-		return iam.EntityAlreadyExistsException.Errorf("Provider with this url already exists.")
+		return iam.EntityAlreadyExistsException.Errorf("Provider with url %s already exists.", name)
 	case errors.Is(err, identity.ErrNotFound):
-		return iam.NoSuchEntityException.Errorf("OpenIDConnect Provider not found for this arn")
+		return iam.NoSuchEntityException.Errorf("OpenIDConnect Provider not found for arn %s", name)
 	}
 	return err
 }
@@ -48,7 +49,7 @@ func (p *providers) create(ctx context.Context, in *iam.CreateOpenIDConnectProvi
 	}
 	arn, err := p.directory.CreateProvider(ctx, identity.Provider{URL: in.Url, Clients: in.ClientIDList, Thumbprints: in.ThumbprintList, Tags: tags})
 	if err != nil {
-		return nil, providerError(err)
+		return nil, providerError(in.Url, err)
 	}
 	return &iam.CreateOpenIDConnectProviderResponse{OpenIDConnectProviderArn: arn, Tags: in.Tags}, nil
 }
@@ -56,7 +57,7 @@ func (p *providers) create(ctx context.Context, in *iam.CreateOpenIDConnectProvi
 func (p *providers) get(_ context.Context, in *iam.GetOpenIDConnectProviderRequest) (*iam.GetOpenIDConnectProviderResponse, error) {
 	provider, err := p.directory.Provider(in.OpenIDConnectProviderArn)
 	if err != nil {
-		return nil, providerError(err)
+		return nil, providerError(in.OpenIDConnectProviderArn, err)
 	}
 	return &iam.GetOpenIDConnectProviderResponse{Url: strings.TrimPrefix(provider.URL, "https://"), ClientIDList: provider.Clients, ThumbprintList: provider.Thumbprints,
 		CreateDate: &awsapi.Timestamp{Time: provider.Created}, Tags: tagList(provider.Tags)}, nil
@@ -73,14 +74,14 @@ func (p *providers) list(context.Context, *iam.ListOpenIDConnectProvidersRequest
 // delete answers yes to one that is not there, as IAM does.
 func (p *providers) delete(ctx context.Context, in *iam.DeleteOpenIDConnectProviderRequest) (*iam.DeleteOpenIDConnectProviderResponse, error) {
 	if err := p.directory.DeleteProvider(ctx, in.OpenIDConnectProviderArn); err != nil && !errors.Is(err, identity.ErrNotFound) {
-		return nil, providerError(err)
+		return nil, providerError(in.OpenIDConnectProviderArn, err)
 	}
 	return nil, nil
 }
 
 func (p *providers) change(ctx context.Context, arn string, change func(*identity.Provider) error) error {
 	if err := p.directory.UpdateProvider(ctx, arn, change); err != nil {
-		return providerError(err)
+		return providerError(arn, err)
 	}
 	return nil
 }
@@ -125,7 +126,7 @@ func (p *providers) untag(ctx context.Context, in *iam.UntagOpenIDConnectProvide
 func (p *providers) listTags(_ context.Context, in *iam.ListOpenIDConnectProviderTagsRequest) (*iam.ListOpenIDConnectProviderTagsResponse, error) {
 	provider, err := p.directory.Provider(in.OpenIDConnectProviderArn)
 	if err != nil {
-		return nil, providerError(err)
+		return nil, providerError(in.OpenIDConnectProviderArn, err)
 	}
 	return &iam.ListOpenIDConnectProviderTagsResponse{Tags: tagList(provider.Tags)}, nil
 }

@@ -37,7 +37,7 @@ func tagged(old map[string]string, tags []iam.Tag) (map[string]string, error) {
 		out[t.Key] = t.Value
 	}
 	if len(out) > maxTags {
-		return nil, iam.LimitExceededException.Errorf("The number of tags has reached the maximum limit of %d.", maxTags)
+		return nil, iam.LimitExceededException.Errorf("The number of tags has reached the maximum limit.")
 	}
 	return out, nil
 }

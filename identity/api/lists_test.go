@@ -58,11 +58,12 @@ func TestIAM_Access(t *testing.T) {
 	if got := of(list(prefix+"role/service-role/"+identity.AgentRole, nil, "mgn").PoliciesGrantingServiceAccess[0]); len(got) != 1 {
 		t.Errorf("of the agent's role: %q", got)
 	}
-	for _, bad := range []string{prefix + "user/bob", prefix + "role/bob", prefix + "user/staff/nobody", prefix + "policy/p"} {
+	for bad, expected := range map[string]string{prefix + "user/bob": "NoSuchEntity", prefix + "role/bob": "NoSuchEntity", prefix + "user/staff/nobody": "NoSuchEntity", prefix + "group/": "NoSuchEntity",
+		prefix + "policy/p": "InvalidInput", prefix + "root": "InvalidInput"} {
 		_, err := c.ListPoliciesGrantingServiceAccess(ctx, &sdk.ListPoliciesGrantingServiceAccessInput{Arn: &bad, ServiceNamespaces: []string{"mgn"}})
-		want(t, bad, err, "NoSuchEntity")
+		want(t, bad, err, expected)
 		_, err = c.SimulatePrincipalPolicy(ctx, &sdk.SimulatePrincipalPolicyInput{PolicySourceArn: &bad, ActionNames: []string{"mgn:StartTest"}})
-		want(t, "simulate "+bad, err, "NoSuchEntity")
+		want(t, "simulate "+bad, err, expected)
 	}
 
 	// More services than a page has.
