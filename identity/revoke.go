@@ -26,8 +26,15 @@ func (d *Directory) ended(c *claims) bool {
 	}
 	return d.revoked("key", c.AccessKeyID, issued) ||
 		c.Role != "" && d.revoked("role", c.Role, issued) ||
-		user != "" && d.revoked("user", user, issued) ||
+		user != "" && d.userRevoked(user, issued) ||
 		c.SourceIdentity != "" && d.revoked("source", c.SourceIdentity, issued)
+}
+
+// userRevoked looks by the user's unique id, which stays when the name does not;
+// and by the name, by which it was once kept.
+func (d *Directory) userRevoked(name string, issued time.Time) bool {
+	u := d.users[name]
+	return d.revoked("user", name, issued) || u != nil && d.revoked("user", u.ID, issued)
 }
 
 func (d *Directory) revoked(what, name string, issued time.Time) bool {
@@ -47,9 +54,14 @@ func (d *Directory) RevokeRole(ctx context.Context, role string) error {
 }
 
 // RevokeUser ends all sessions that began until now with one of the user's
-// access keys, also those of roles. The keys themselves go on.
+// access keys, also those of roles, and under whichever name. The keys
+// themselves go on. The error can be [ErrNotFound].
 func (d *Directory) RevokeUser(ctx context.Context, user string) error {
-	return d.revoke(ctx, "user/"+user)
+	u, err := d.User(user)
+	if err != nil {
+		return fmt.Errorf("revoke sessions: %w", err)
+	}
+	return d.revoke(ctx, "user/"+u.ID)
 }
 
 // RevokeSession ends the session with the temporary access key, and none that

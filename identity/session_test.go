@@ -734,3 +734,41 @@ func TestRefusal(t *testing.T) {
 		t.Errorf("a session token is decoded: %s", text[:10])
 	}
 }
+
+// TestRevokeUser_Renamed: a role's session that was revoked with the user who
+// began it does not come back when the user gets another name.
+func TestRevokeUser_Renamed(t *testing.T) {
+	w := newWorld(t)
+	p := w.person(t, "own", allow("sts:AssumeRole"))
+	role := w.role(t, "target", trusts(w.root(), ""))
+	s, err := w.assume(p, AssumeRole{Role: role})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.clock = w.clock.Add(time.Second)
+	wantError(t, "nobody", w.RevokeUser(t.Context(), "nobody"), ErrNotFound)
+	if err := w.RevokeUser(t.Context(), "own"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Write(t.Context(), func(tx *Tx) error {
+		u, _ := tx.Users.Get("own")
+		tx.Users.Delete("own")
+		u.Name = "other"
+		tx.Users.Put(u.Name, u)
+		for id, k := range tx.Keys.Each() {
+			if k.User == "own" {
+				k.User = "other"
+				tx.Keys.Put(id, k)
+				break
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.authenticate(s.Credentials)
+	wantError(t, "after the rename", err, ErrRevoked)
+	w.open(t)
+	_, err = w.authenticate(s.Credentials)
+	wantError(t, "after a restart", err, ErrRevoked)
+}
