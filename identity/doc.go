@@ -5,8 +5,9 @@
 // a principal, an action, a resource and the circumstances, out comes a
 // [policy.Decision] that says why.
 //
-// A [Directory] holds the account, its users and roles, their access keys and
-// policies. Policies are documents in the language of AWS IAM, which package
-// [policy] reads and applies. Temporary credentials are sealed into their
-// session token and need no storage; they can be revoked nevertheless.
+// A [Directory] holds the account, its users, groups and roles, their access
+// keys, passwords and policies. Policies are documents in the language of AWS
+// IAM, which package [policy] reads and applies. Temporary credentials are
+// sealed into their session token and need no storage; they can be revoked
+// nevertheless.
 package identity

@@ -63,7 +63,7 @@ func (tx *Tx) bind(principal string) (string, error) {
 	} else if _, ok := tx.named(principal); ok {
 		return principal, nil
 	}
-	return "", fmt.Errorf("Invalid principal in policy: \"AWS\":%q", principal)
+	return "", fmt.Errorf("Invalid principal in policy: \"AWS\":%q", principal) //nolint:staticcheck // so says IAM
 }
 
 // idOf is the unique id of the user or role of a path and name, "" for none.

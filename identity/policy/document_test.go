@@ -259,3 +259,40 @@ func TestPage(t *testing.T) {
 		}
 	}
 }
+
+// TestDocument_RenamePrincipals puts other principals in the place of those of
+// AWS, wherever they stand, and leaves every other character as it is.
+func TestDocument_RenamePrincipals(t *testing.T) {
+	const text = ` {"Statement": [ {"Principal" : {"AWS":"AIDAAAAAAAAAAAAAAAAA" , "Federated":"AIDAAAAAAAAAAAAAAAAA"},"Effect":"Allow","Action":"sts:*"},
+	{"Effect":"Deny","Action":["sts:AssumeRole"],"Principal":{"AWS":[ "\u0041IDAAAAAAAAAAAAAAAAA","arn:aws:iam::111122223333:user/é","*" ]},"Condition":{"StringEquals":{"aws:userid":"AIDAAAAAAAAAAAAAAAAA"}}},
+	{"Effect":"Allow","Action":"sts:AssumeRole","Principal":"*"}], "Version":"2012-10-17" }
+`
+	doc, err := Parse(Trust, "p", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen []string
+	same, err := doc.RenamePrincipals(func(p string) (string, error) { seen = append(seen, p); return p, nil })
+	if err != nil || same != text || !slices.Equal(seen, []string{"AIDAAAAAAAAAAAAAAAAA", "AIDAAAAAAAAAAAAAAAAA", "arn:aws:iam::111122223333:user/é", "*"}) {
+		t.Errorf("got %v, %q, %s", err, seen, same)
+	}
+	other, err := doc.RenamePrincipals(func(p string) (string, error) {
+		if p == "AIDAAAAAAAAAAAAAAAAA" {
+			return "arn:aws:iam::111122223333:user/ö", nil
+		}
+		return p, nil
+	})
+	want := strings.Replace(strings.Replace(text, `"AIDAAAAAAAAAAAAAAAAA" ,`, `"arn:aws:iam::111122223333:user/ö" ,`, 1), `"\u0041IDAAAAAAAAAAAAAAAAA"`, `"arn:aws:iam::111122223333:user/ö"`, 1)
+	if err != nil || other != want {
+		t.Errorf("got %v, %s", err, other)
+	}
+	_, err = doc.RenamePrincipals(func(p string) (string, error) {
+		if p == "*" {
+			return "", errors.New("nobody")
+		}
+		return p, nil
+	})
+	if e := (*Error)(nil); !errors.As(err, &e) || e.Line != 2 || e.Path != "Statement[1].Principal.AWS[2]" || e.Reason != "nobody" {
+		t.Errorf("got %v", err)
+	}
+}
