@@ -190,8 +190,19 @@ func (d *Directory) setPassword(ctx context.Context, l *Login, rules *PasswordPo
 func (d *Directory) saveLogin(ctx context.Context, was User, rules *PasswordPolicy, l *Login) error {
 	return d.Write(ctx, func(tx *Tx) error {
 		u, ok := tx.Users.Get(was.Name)
-		if !ok || u.ID != was.ID || u.Login != was.Login || tx.Account.Passwords != rules {
-			return fmt.Errorf("password of user %s: %w", was.Name, ErrChanged)
+		var err error
+		switch {
+		case !ok:
+			err = ErrNotFound
+		case was.Login == nil && u.Login != nil:
+			err = ErrExists
+		case was.Login != nil && u.Login == nil:
+			err = ErrNoLogin
+		case u.ID != was.ID || u.Login != was.Login || tx.Account.Passwords != rules:
+			err = ErrChanged
+		}
+		if err != nil {
+			return fmt.Errorf("password of user %s: %w", was.Name, err)
 		}
 		u.Login = l
 		tx.Users.Put(u.Name, u)

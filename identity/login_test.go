@@ -323,6 +323,17 @@ func TestDirectory_Login_Together(t *testing.T) {
 	u, _, _ = w.login("bob")
 	w.rules(t, &PasswordPolicy{MinLength: 20})
 	wantError(t, "under other rules", w.saveLogin(ctx, u, rules, new(*u.Login)), ErrChanged)
+	without := u
+	without.Login = nil
+	wantError(t, "created meanwhile", w.saveLogin(ctx, without, w.Account().Passwords, new(*u.Login)), ErrExists)
+	if err := w.UpdateUser(ctx, "bob", func(u *User) error { u.Login = nil; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "taken away meanwhile", w.saveLogin(ctx, u, w.Account().Passwords, new(*u.Login)), ErrNoLogin)
+	if err := w.Write(ctx, func(tx *Tx) error { tx.Users.Delete("bob"); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, "of who is gone", w.saveLogin(ctx, u, w.Account().Passwords, new(*u.Login)), ErrNotFound)
 }
 
 // TestDirectory_UsersChange: the account lets users change their own password,

@@ -409,6 +409,19 @@ func TestCLI(t *testing.T) {
 		len(details.RoleDetailList) != 2 || details.RoleDetailList[0].AssumeRolePolicyDocument.Version != "2012-10-17" || len(details.Policies) < 6 {
 		t.Errorf("details: %v: %s", err, out)
 	}
+	run("update-account-password-policy", "--minimum-password-length", "14", "--allow-users-to-change-password")
+	run("create-login-profile", "--user-name", "installer", "--password", "Not4n-installer", "--password-reset-required")
+	var granting struct {
+		PoliciesGrantingServiceAccess []struct {
+			ServiceNamespace string
+			Policies         []struct{ PolicyArn string }
+		}
+	}
+	out = run("list-policies-granting-service-access", "--arn", "arn:aws:iam::"+s.directory.Account().ID+":user/installer", "--service-namespaces", "mgn", "s3")
+	if err := json.Unmarshal(out, &granting); err != nil || len(granting.PoliciesGrantingServiceAccess) != 2 || granting.PoliciesGrantingServiceAccess[0].Policies[0].PolicyArn != installer ||
+		len(granting.PoliciesGrantingServiceAccess[1].Policies) != 0 {
+		t.Errorf("granting: %v: %s", err, out)
+	}
 	run("generate-credential-report")
 	if out := run("get-credential-report", "--query", "Content", "--output", "text"); len(out) == 0 {
 		t.Error("no credential report")
