@@ -70,7 +70,7 @@ func (s *identities) installWithKeyThatEnds() {
 	time.Sleep(time.Until(until.Add(time.Second))) // the boundary knows seconds
 	state := filepath.Join(t.TempDir(), "late")
 	out, err := s.installed(state, key, s.agents[0].disk.Path, "--ca-fingerprint", s.fingerprint())
-	if exitStatus(err) != 1 || !strings.Contains(out, "AccessDeniedException") || !strings.Contains(out, "permissions boundary") || !strings.Contains(out, "may have run out") {
+	if exitStatus(err) != 1 || !strings.Contains(out, "AccessDeniedException") || !strings.Contains(out, "permissions boundary") || !strings.Contains(out, "the time of this access key is over") {
 		t.Errorf("an installation with a key that has ended: %v: %s", err, out)
 	}
 	var used struct{ AccessKeyLastUsed struct{ LastUsedDate string } }
