@@ -205,6 +205,7 @@ func TestRoles(t *testing.T) {
 		{"agent, another", session(identity.AgentRole, own), other, replicatorID, nil},
 		{"replication server, itself", session(identity.ReplicationServerRole, replicatorID), own, replicatorID, replicatorMay},
 		{"replication server, another", session(identity.ReplicationServerRole, replicatorID), own, otherReplicator, nil},
+		{"conversion server", session(identity.ConversionServerRole, "i-00000000000000003"), own, replicatorID, nil}, // no call of its is built
 		{"administrator", admin, own, replicatorID, []string{"*"}},
 	} {
 		t.Run(c.who, func(t *testing.T) {

@@ -18,10 +18,13 @@ var managedText embed.FS
 // serviceRolePath is the path of the policies and roles that only services use.
 const serviceRolePath = "/service-role/"
 
-// Names of the roles that sessions of agents and replication servers are of.
+// Names of the roles that sessions of agents, replication servers and conversion
+// servers are of. A conversion server makes a launched instance fit for where it
+// runs; all it may is fetch its commands and report.
 const (
 	AgentRole             = "AWSApplicationMigrationAgentRole"
 	ReplicationServerRole = "AWSApplicationMigrationReplicationServerRole"
+	ConversionServerRole  = "AWSApplicationMigrationConversionServerRole"
 )
 
 // ServiceName is the service that starts those sessions.
@@ -31,6 +34,7 @@ const ServiceName = "mgn.amazonaws.com"
 var managedPaths = map[string]string{
 	"AWSApplicationMigrationAgentPolicy_v2":          serviceRolePath,
 	"AWSApplicationMigrationReplicationServerPolicy": serviceRolePath,
+	"AWSApplicationMigrationConversionServerPolicy":  serviceRolePath,
 }
 
 // ManagedPolicy is the ARN of a built-in policy, by its name.
@@ -75,6 +79,7 @@ func serviceRoles() []Role {
 	return []Role{
 		role(AgentRole, "AWSApplicationMigrationAgentPolicy_v2"),
 		role(ReplicationServerRole, "AWSApplicationMigrationReplicationServerPolicy"),
+		role(ConversionServerRole, "AWSApplicationMigrationConversionServerPolicy"),
 	}
 }
 

@@ -313,9 +313,13 @@ func TestIAM_Boundary(t *testing.T) {
 func TestRoles_NothingElse(t *testing.T) {
 	s := newSite(t)
 	const id = "s-00000000000000001"
-	for _, test := range []struct{ role, policy string }{
-		{identity.AgentRole, "AWSApplicationMigrationAgentPolicy_v2"},
-		{identity.ReplicationServerRole, "AWSApplicationMigrationReplicationServerPolicy"},
+	for _, test := range []struct {
+		role, policy string
+		built        bool // some call that it is for
+	}{
+		{identity.AgentRole, "AWSApplicationMigrationAgentPolicy_v2", true},
+		{identity.ReplicationServerRole, "AWSApplicationMigrationReplicationServerPolicy", true},
+		{identity.ConversionServerRole, "AWSApplicationMigrationConversionServerPolicy", false},
 	} {
 		c, err := s.directory.AssumeRoleAsService(context.Background(), identity.ServiceName, identity.AssumeRole{Role: test.role, Session: id, SourceIdentity: id})
 		if err != nil {
@@ -349,7 +353,7 @@ func TestRoles_NothingElse(t *testing.T) {
 				}
 			}
 		}
-		if allowed == 0 || denied < 250 {
+		if allowed > 0 != test.built || denied < 250 {
 			t.Errorf("%s: %d allowed, %d denied", test.role, allowed, denied)
 		}
 	}
@@ -406,7 +410,7 @@ func TestCLI(t *testing.T) {
 	}
 	out = run("get-account-authorization-details", "--page-size", "2")
 	if err := json.Unmarshal(out, &details); err != nil || len(details.UserDetailList) != 2 || details.UserDetailList[1].AttachedManagedPolicies[0].PolicyArn != installer ||
-		len(details.RoleDetailList) != 2 || details.RoleDetailList[0].AssumeRolePolicyDocument.Version != "2012-10-17" || len(details.Policies) < 6 {
+		len(details.RoleDetailList) != 3 || details.RoleDetailList[0].AssumeRolePolicyDocument.Version != "2012-10-17" || len(details.Policies) < 6 {
 		t.Errorf("details: %v: %s", err, out)
 	}
 	run("update-account-password-policy", "--minimum-password-length", "14", "--allow-users-to-change-password")
