@@ -9,7 +9,8 @@
 # It boots by BIOS and by UEFI, from NVMe and from virtio-blk disks. Sizes and
 # filling, in MiB, may be given by DISK0_MIB, DISK1_MIB, FILL0_MIB, FILL1_MIB;
 # HOSTNAME_IN_IMAGE and TOKEN as well. KERNEL_SUITE takes the kernel from another
-# suite of Debian than this machine's. The kernel package is kept in CACHE.
+# suite of Debian than this machine's; exit status 4 says that it is not to be had.
+# The kernel package is kept in CACHE.
 set -euo pipefail
 
 out=${1:?usage: build.sh OUTDIR}
@@ -78,7 +79,7 @@ kernel_tree() {
 	fi
 	echo "$tree"
 }
-kernel=$(kernel_tree)
+kernel=$(set -e; kernel_tree) || { [ -z "${KERNEL_SUITE:-}" ] && exit 1 || exit 4; }
 version=$(basename "$kernel"/lib/modules/*)
 
 # The user land: busybox, the server, a few files.
