@@ -94,6 +94,7 @@ type Engine struct {
 	conflicts atomic.Int64
 	heatMu    sync.Mutex // guards heat while readers run
 	heat      map[uint64]uint8
+	unread    unread
 
 	mu        sync.Mutex // guards:
 	bandwidth int64      // bytes a second; 0 is no limit
@@ -246,6 +247,15 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 			continue
 		case err != nil:
 			return err
+		case e.unread.set != nil:
+			if ep.runs.Load() > 0 {
+				err = e.commit(ctx, ep, 0)
+			} else {
+				e.next = min(2*e.next, e.idle)
+			}
+			if err != nil {
+				return err
+			}
 		case !settled:
 			if e.compare == nil {
 				continue // at once: every moment spent is one more conflict
@@ -352,7 +362,7 @@ func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error
 	e.synced = e.synced || flags.Has(block.Consistent)
 	e.status.committed(e, ep.point, flags)
 	e.keep()
-	e.staged.settle(e.todo)
+	e.staged.settle(e.todo, e.unread.set)
 	ep.point.Seq++
 	ep.runs.Store(0)
 	ep.bytes.Store(0)

@@ -46,6 +46,9 @@ var (
 	// process's privileges, cannot do. Its text gives the reason.
 	ErrNotSupported = errors.New("not supported here")
 
+	// ErrGone is the cause of a [DiskError] for a disk that was taken away.
+	ErrGone = errors.New("the disk is gone: it was unplugged, detached or taken offline")
+
 	// ErrShrunk is the cause of a [DiskError] for a disk that has become smaller.
 	ErrShrunk = errors.New("the disk has become smaller than when it was added; remove it from replication and add it again")
 

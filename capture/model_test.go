@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rehost/block"
 )
 
@@ -51,6 +53,10 @@ type variant struct {
 	keepLate, trusting, noDoubt     bool
 	unsuspecting                    bool
 
+	failing   float64 // reads begin and cease to fail, in each step of the engine
+	forgetful bool    // what cannot be read is forgotten
+	paid      bool    // and no longer owed
+
 	mutant bool
 }
 
@@ -72,6 +78,10 @@ var variants = []variant{
 	{name: "kills and programs that are skipped", crashes: true, lostIssue: .05, counted: true},
 	{name: "a replica from before and programs that are skipped", there: true, lostIssue: .05, counted: true},
 	{name: "M skipped programs looked for too early", lostIssue: .05, countedEarly: true, counted: true, mutant: true},
+	{name: "reads that fail", failing: .01, requeue: .02},
+	{name: "kills and reads that fail", failing: .01, crashes: true, there: true, rollback: .1},
+	{name: "M what cannot be read is forgotten", failing: .01, forgetful: true, mutant: true},
+	{name: "M what cannot be read is no longer owed", failing: .01, crashes: true, paid: true, mutant: true},
 	{name: "M killed between the bitmap and what is owed", crashes: true, oweLate: true, mutant: true},
 	{name: "M no longer owed before it is acknowledged", crashes: true, settleEarly: true, mutant: true},
 	{name: "M what is owed is not read back", crashes: true, noRestore: true, mutant: true},
@@ -155,6 +165,8 @@ type model struct {
 
 	// The engine's side.
 	engine   *Engine
+	bads     [modelDisks][modelBlocks]bool
+	failures int
 	yield    func()
 	landing  func()       // a Commit that is under way
 	clean    bool         // the last Settle saw everything
@@ -534,7 +546,11 @@ func (m *model) keep(p position) {
 // owing asks whether what is pinned holds everything that is not acknowledged.
 func (m *model) owing() {
 	for w, v := range m.owes {
-		if missing := (m.engine.todo.words[w] | m.engine.staged.words[w]) &^ v; missing != 0 && !m.v.mutant {
+		missing := m.engine.todo.words[w] | m.engine.staged.words[w]
+		if u := m.engine.unread.set; u != nil {
+			missing |= u.words[w]
+		}
+		if missing &^= v; missing != 0 && !m.v.mutant {
 			m.bad = fmt.Sprintf("word %d: %b is to be sent and not owed", w, missing)
 		}
 	}
@@ -559,6 +575,12 @@ func blockOf(p []byte, id int32) {
 
 func (m *model) read(disk int, x block.Extent, buf []byte) error {
 	m.asked = m.conflict(disk, int(x.Start), int(x.Count))
+	for b := int(x.Start); b < int(x.End()); b++ {
+		if m.bads[disk][b] {
+			m.failures++
+			return &DiskError{Op: "read", Offset: int64(b) * block.Size, Err: unix.EIO}
+		}
+	}
 	for i := range int(x.Count) {
 		b := int(x.Start) + i
 		id := m.dev[disk][b]
@@ -760,6 +782,7 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop func()) {
 	e := newEngine(Options{Disks: disks, Readers: 1, Progress: 7 * block.Size}, newLayout(disks, 0), m)
 	e.read, e.chunk = m.read, 1
+	e.now = func() time.Time { return time.UnixMilli(50 * m.now) }
 	e.sleep = func(context.Context, time.Duration) error {
 		for range m.r.IntN(m.pauses) {
 			m.yield()
@@ -776,6 +799,20 @@ func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop 
 		m.yield = func() {
 			if !yield(struct{}{}) {
 				panic(modelStopped{})
+			}
+			if m.chance(m.v.failing) { // most of the time nothing is bad, lest there be no points
+				d, b := m.r.IntN(modelDisks), m.r.IntN(modelBlocks)
+				if m.bads[d][b] = m.chance(.2); !m.bads[d][b] {
+					m.bads = [modelDisks][modelBlocks]bool{}
+				}
+			}
+			if u := e.unread.set; u != nil && m.v.paid {
+				for w := range m.owes {
+					m.owes[w] &^= u.words[w] &^ e.todo.words[w] &^ e.staged.words[w]
+				}
+			}
+			if m.v.forgetful {
+				e.unread.set = nil
 			}
 		}
 		for {
@@ -845,10 +882,11 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				n *= 30 // and fewer, as soon as it is caught
 			}
-			points, progress, kills, excused, done := 0, 0, 0, 0, int64(0)
+			points, progress, failures, kills, excused, done := 0, 0, 0, 0, 0, int64(0)
 			for seed := from; seed < from+n; seed++ {
 				m := simulate(v, seed, steps)
 				points, progress, kills, excused, done = points+m.points, progress+m.progress, kills+m.kills, excused+m.excused, done+m.now
+				failures += m.failures
 				if m.bad == "" {
 					continue
 				}
@@ -861,7 +899,7 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				t.Fatalf("not caught by seeds %d to %d", from, from+n-1)
 			}
-			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d kills, %d wrong points excused", from, from+n-1, done, points, progress, kills, excused)
+			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d failed reads, %d kills, %d wrong points excused", from, from+n-1, done, points, progress, failures, kills, excused)
 			if points < int(n) {
 				t.Fatalf("only %d points: the model tests nothing", points)
 			}

@@ -54,11 +54,19 @@ func (e *Engine) isForeign(bit uint64) bool { return e.foreign != nil && e.forei
 func (e *Engine) comparePiece(ctx context.Context, ep *epoch, p piece, buf []byte) error {
 	whole := e.layout.extent(p.disk, p.first, p.n)
 	whole.Disk = e.disks[p.disk].ID
+	if e.unread.hopeless(p.disk) {
+		return e.copyPiece(ctx, ep, p, buf)
+	}
 	hashes := make([]block.Hash, 0, whole.Count/e.chunk+1)
 	most := uint64(block.MaxRun) >> e.layout.shift
 	for q := p; q.n > 0; {
 		n := min(q.n, most)
 		data, err := e.readRun(q.disk, q.first, n, buf)
+		if badRead(err) != nil { // found out where, and the rest of the piece sent
+			e.unread.failed(p.disk)
+			e.unsent(p)
+			return e.copyPiece(ctx, ep, p, buf)
+		}
 		if err != nil {
 			return err
 		}
@@ -74,11 +82,7 @@ func (e *Engine) comparePiece(ctx context.Context, ep *epoch, p piece, buf []byt
 	}
 	sent := int64(0)
 	for _, d := range e.differing(p, whole, differ) {
-		if e.compare != nil {
-			lost := newSet(&e.layout)
-			lost.Add(d.disk, d.first, d.n)
-			e.compare.forget(lost)
-		}
+		e.unsent(d)
 		sent += e.layout.extent(d.disk, d.first, d.n).Bytes()
 		if err := e.copyPiece(ctx, ep, d, buf); err != nil {
 			return err
@@ -86,6 +90,15 @@ func (e *Engine) comparePiece(ctx context.Context, ep *epoch, p piece, buf []byt
 	}
 	e.status.read(p.disk, whole.Bytes()-sent)
 	return nil
+}
+
+// unsent has a piece sent, whatever a comparing tracker thinks was sent of it.
+func (e *Engine) unsent(p piece) {
+	if e.compare != nil {
+		lost := newSet(&e.layout)
+		lost.Add(p.disk, p.first, p.n)
+		e.compare.forget(lost)
+	}
 }
 
 // differing are the parts of a piece with chunks that differ, in whole granules.

@@ -34,7 +34,8 @@ type epoch struct {
 type piece struct {
 	disk     int
 	first, n uint64
-	foreign  bool // the replica may hold it already
+	foreign  bool    // the replica may hold it already
+	gaps     []piece // of it, read only to spare a cut
 }
 
 // round cuts an instant T and reads everything that may differ from the replica
@@ -58,6 +59,7 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 		return false, err
 	}
 	e.conflicts.Store(0)
+	e.unread.begin(e)
 	e.status.beginRound(e)
 	for e.todo.count > 0 {
 		if err := e.drain(ctx, ep); err != nil {
@@ -74,7 +76,8 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 	} else if n != skipped { // a write that nobody saw begin may have been read
 		e.conflicts.Add(1)
 	}
-	if n := e.conflicts.Load(); n > 0 {
+	readable := e.unread.end(e)
+	if n := e.conflicts.Load(); n > 0 || !readable {
 		e.status.conflicted(n)
 		return false, nil
 	}
@@ -96,6 +99,7 @@ func (e *Engine) drain(ctx context.Context, ep *epoch) error {
 	if l.bulk = !e.synced || e.foreign != nil || e.compare != nil; !e.synced || e.foreign != nil {
 		l.room = max(1, uint64(progress)/block.Size>>e.layout.shift)
 	}
+	defer e.unread.settle(e)
 	if e.workers <= 1 {
 		return e.reader(ctx, ep, l, e.buffers[0])
 	}
@@ -132,6 +136,7 @@ func (l *leg) take() (p piece, ok bool) {
 	if l.e.foreign != nil {
 		l.e.foreign.remove(lo, lo+p.n)
 	}
+	l.e.unread.take(lo, lo+p.n)
 	l.e.staged.Add(p.disk, p.first, p.n)
 	l.room -= min(l.room, p.n)
 	return p, true
@@ -147,6 +152,7 @@ func (l *leg) cold() (piece, bool) {
 	end := lay.bit(disk, lay.disks[disk].granules)
 	most, gap := min(uint64(batchBlocks)>>lay.shift, l.room), uint64(gapBlocks)>>lay.shift
 	hi, foreign := lo+1, l.e.isForeign(lo)
+	var gaps []piece
 	for hi < end && hi-lo < most {
 		if set.has(hi) {
 			if l.e.isForeign(hi) != foreign {
@@ -156,13 +162,14 @@ func (l *leg) cold() (piece, bool) {
 			continue
 		}
 		next, ok := set.next(hi)
-		if foreign || !ok || next-hi > gap || next >= end {
+		if foreign || !ok || next-hi > gap || next >= end || l.e.unread.within(hi, next) {
 			break
 		}
+		gaps = append(gaps, piece{disk: disk, first: first + hi - lo, n: next - hi})
 		hi = next
 	}
 	l.from = hi
-	return piece{disk, first, hi - lo, foreign}, true
+	return piece{disk, first, hi - lo, foreign, gaps}, true
 }
 
 // hotPieces are the parts of todo that conflicted lately.
@@ -224,7 +231,9 @@ func (e *Engine) readRun(disk int, first, n uint64, buf []byte) ([]byte, error) 
 	return data, nil
 }
 
-// copyPiece reads a piece run by run and puts it. Zeros one behind the other become one run.
+// copyPiece reads a piece run by run and puts it. Zeros one behind the other become
+// one run. Where a read fails less is read at a time, and what cannot be read is
+// put aside.
 func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) error {
 	var zeros block.Extent
 	flush := func() error {
@@ -235,15 +244,33 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 		zeros.Count = 0
 		return e.put(ctx, ep, run)
 	}
-	most := uint64(block.MaxRun) >> e.layout.shift
+	longest := uint64(block.MaxRun) >> e.layout.shift
+	most := longest
 	for p.n > 0 {
 		n := min(p.n, most)
+		if e.unread.hopeless(p.disk) {
+			e.unread.putAside(e, p, p.first, p.n, nil)
+			break
+		}
 		x := e.layout.extent(p.disk, p.first, n)
 		x.Disk = e.disks[p.disk].ID
 		data, err := e.readRun(p.disk, p.first, n, buf)
+		if bad := badRead(err); bad != nil {
+			switch finer := e.unread.failed(p.disk); {
+			case finer && n > 1:
+				most = n / 2
+				continue
+			case finer:
+				bad = e.locate(p, p.first, bad, buf)
+			}
+			e.unread.putAside(e, p, p.first, n, bad)
+			p.first, p.n = p.first+n, p.n-n
+			continue
+		}
 		if err != nil {
 			return err
 		}
+		most = min(2*most, longest)
 		e.status.read(p.disk, x.Bytes())
 		if e.compare == nil || !e.compare.same(p.disk, p.first, n, data) {
 			run := e.codec.encode(x, data)

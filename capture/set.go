@@ -136,12 +136,19 @@ func (s *Set) clear() {
 	s.count = 0
 }
 
-// settle empties the set: its granules are no longer owed, but for those in left.
-func (s *Set) settle(left *Set) {
+// settle empties the set: its granules are no longer owed, but for those in one
+// of left, which may be nil.
+func (s *Set) settle(left ...*Set) {
 	for i, v := range s.some {
 		for ; v != 0 && s.owed != nil; v &= v - 1 {
 			w := i*64 + bits.TrailingZeros64(v)
-			atomic.StoreUint64(&s.owed[w], left.words[w])
+			owed := uint64(0)
+			for _, l := range left {
+				if l != nil {
+					owed |= l.words[w]
+				}
+			}
+			atomic.StoreUint64(&s.owed[w], owed)
 		}
 	}
 	s.clear()
@@ -183,6 +190,15 @@ func (s *Set) countDisk(disk int) (n uint64) {
 		}
 		n += uint64(bits.OnesCount64(s.words[w]))
 		w++
+	}
+	return n
+}
+
+// countBesides is the number of granules of one disk in the set and not in another.
+func (s *Set) countBesides(disk int, o *Set) (n uint64) {
+	p := s.layout.disks[disk]
+	for w := p.word0; w < p.word0+int((p.granules+63)/64); w++ {
+		n += uint64(bits.OnesCount64(s.words[w] &^ o.words[w]))
 	}
 	return n
 }

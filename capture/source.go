@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"unsafe"
 
@@ -48,10 +49,14 @@ func deviceSize(fd uintptr) (int64, error) {
 	return int64(n), nil
 }
 
-// checkSize finds disks that have shrunk, grown or gone.
+// checkSize finds disks that have shrunk, grown or gone. A disk that was unplugged
+// has no size any more, or on older kernels no entry in /sys.
 func (s *source) checkSize() error {
 	n, err := deviceSize(s.file.Fd())
+	_, there := os.Stat(sysBlock("/sys", s.major, s.minor))
 	switch {
+	case err == nil && n == 0, isGone(err), errors.Is(there, fs.ErrNotExist):
+		return &DiskError{Disk: s.disk.Name, Op: "find", Err: ErrGone}
 	case err != nil:
 		return &DiskError{Disk: s.disk.Name, Op: "size", Err: err}
 	case n < s.disk.Size:
@@ -76,12 +81,23 @@ func (s *source) read(e block.Extent, buf []byte) error {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
+			if e := s.checkSize(); e != nil {
+				return e
+			}
+			if isGone(err) {
+				err = fmt.Errorf("%w (%w)", ErrGone, err)
+			}
 			return &DiskError{Disk: s.disk.Name, Op: "read", Offset: e.Offset() + int64(at), Err: err}
 		}
 		at += k
 	}
 	clear(buf[n:e.Bytes()])
 	return nil
+}
+
+// isGone reports whether a device says that it is not there.
+func isGone(err error) bool {
+	return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOMEDIUM)
 }
 
 // newBuffer is the memory of the longest run, aligned for direct reads.

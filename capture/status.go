@@ -18,7 +18,7 @@ type State string
 
 // The states.
 const (
-	Stalled       State = "STALLED"        // no sink
+	Stalled       State = "STALLED"        // no sink, or part of a disk cannot be read
 	InitialSync   State = "INITIAL_SYNC"   // the first copy is under way
 	Backlog       State = "BACKLOG"        // catching up: more than a moment's changes are to be sent
 	Continuous    State = "CONTINUOUS"     // points follow each other
@@ -30,7 +30,7 @@ const (
 type DiskStatus struct {
 	Disk       block.Disk
 	Replicated int64 // durable on the other side
-	Backlog    int64 // known to be changed and not yet read
+	Backlog    int64 // known to be changed and not yet read, what cannot be read included
 }
 
 // A Status is a moment's view of an [Engine].
@@ -39,7 +39,7 @@ type Status struct {
 	Method Method
 	Reason string // why this method, and how it was shown to work
 	Keeps  string // whether tracking goes on without this process; if not, why, and if it was begun anew, why
-	Err    error  // why the last Run returned
+	Err    error  // why the last Run returned; while one goes on, an [*UnreadError] or nil
 
 	Disks                      []DiskStatus
 	Total, Replicated, Backlog int64 // bytes, of all disks
@@ -66,6 +66,7 @@ type status struct {
 	mu         sync.Mutex // guards:
 	running    bool
 	err        error
+	unread     *UnreadError
 	point      block.Point
 	replicated []int64
 	lastTry    time.Time // when the rounds without a point began
@@ -97,7 +98,14 @@ func (s *status) began() {
 func (s *status) ended(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running, s.err = false, err
+	s.running, s.err, s.unread = false, err, nil
+}
+
+// unreadable says what cannot be read; nil is nothing.
+func (s *status) unreadable(err *UnreadError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unread = err
 }
 
 // resumed says that an engine before this one had come so far.
@@ -106,7 +114,7 @@ func (s *status) resumed(e *Engine, newest block.Point) {
 	defer s.mu.Unlock()
 	s.point, s.synced, s.audited = newest, e.synced, e.clean
 	for i, d := range e.disks {
-		left := min(d.Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size)
+		left := e.left(i)
 		s.backlog[i].Store(left)
 		if s.replicated[i] = d.Size - left; e.synced {
 			s.replicated[i] = d.Size
@@ -136,9 +144,18 @@ func (s *status) restarted() {
 	clear(s.replicated)
 }
 
+// left is how many bytes of a disk are to be read.
+func (e *Engine) left(disk int) int64 {
+	n := e.todo.countDisk(disk)
+	if e.unread.set != nil {
+		n += e.unread.set.countBesides(disk, e.todo)
+	}
+	return min(e.disks[disk].Size, int64(n<<e.layout.shift)*block.Size)
+}
+
 func (s *status) beginRound(e *Engine) {
 	for i := range e.disks {
-		s.backlog[i].Store(min(e.disks[i].Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size))
+		s.backlog[i].Store(e.left(i))
 	}
 	s.mu.Lock()
 	s.rounds++
@@ -166,7 +183,7 @@ func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 	for i, d := range e.disks {
 		s.replicated[i] = d.Size
 		if !s.synced && !flags.Has(block.InitialSyncDone) {
-			s.replicated[i] = d.Size - min(d.Size, int64(e.todo.countDisk(i)<<e.layout.shift)*block.Size)
+			s.replicated[i] = d.Size - e.left(i)
 		}
 	}
 	s.audited = e.clean
@@ -231,10 +248,13 @@ func (e *Engine) Status() Status {
 	if out.ReadRate > 0 && out.Backlog > 0 {
 		out.ETA = time.Duration(float64(out.Backlog) / out.ReadRate * float64(time.Second))
 	}
+	if s.unread != nil {
+		out.Err = s.unread
+	}
 	switch {
 	case paused:
 		out.State = Paused
-	case !s.running:
+	case !s.running, s.unread != nil:
 		out.State = Stalled
 	case !s.synced:
 		out.State = InitialSync
