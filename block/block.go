@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -29,6 +30,12 @@ type Disk struct {
 	// number, WWN or partition table id with its kind in front ("wwn:...").
 	// Empty where the disk has none.
 	Serial string `json:"serial,omitempty"`
+}
+
+// Unmarked reports whether nothing in the disk's hardware tells it from others: its
+// Serial is the id of a partition table, which can be written anew, or empty.
+func (d Disk) Unmarked() bool {
+	return d.Serial == "" || strings.HasPrefix(d.Serial, "gpt:") || strings.HasPrefix(d.Serial, "mbr:")
 }
 
 // Blocks is the number of blocks that the disk covers, a partial last one included.

@@ -25,7 +25,18 @@ type Device struct {
 	Partitions   []Partition
 	FileSystem   string   // of an unpartitioned disk; "" if there is none known
 	Mounts       []string // of an unpartitioned disk
+
+	// IDs tell the disk from others across reboots, the best one first, which is
+	// Serial too: what its hardware says ("wwn:...", "serial:..."), then the id of
+	// its partition table ("gpt:...", "mbr:..."), which a copy of the disk shares.
+	IDs []string
+
+	Unfit string   // why it cannot be replicated, and what to do; "" if it can
+	With  []string // other disks that LVM, md or device mapper join with it, by name
 }
+
+// Is reports whether the disk is the one that had this identity before.
+func (d Device) Is(id string) bool { return slices.Contains(d.IDs, id) }
 
 // A Partition is a part of a [Device].
 type Partition struct {
@@ -215,7 +226,10 @@ func (s System) device(name string, mounts map[string][]string) (Device, error) 
 	d.LogicalBlock = int(max(512, s.number("block", name, "queue", "logical_block_size")))
 	d.Mounts = mounts[dev]
 	d.FileSystem = signature(node, 0)
-	d.Serial = s.identity(name, node)
+	if d.IDs = s.identities(name, node); len(d.IDs) > 0 {
+		d.Serial = d.IDs[0]
+	}
+	d.Unfit, d.With = s.unfit(name), s.joined(name)
 	parts, err := filepath.Glob(filepath.Join(s.Sysfs, "block", name, "*", "partition"))
 	if err != nil {
 		return d, err
@@ -234,20 +248,54 @@ func (s System) device(name string, mounts map[string][]string) (Device, error) 
 	return d, nil
 }
 
-// identity is what tells a disk from others across reboots: its world-wide name,
-// else its serial number, else the id of its partition table.
-func (s System) identity(name, node string) string {
-	for _, f := range []string{"wwid", "device/wwid"} {
-		if v := s.text("block", name, f); v != "" {
-			return "wwn:" + v
+// identities are what tells a disk from others across reboots: its world-wide name,
+// its serial number, the id of its partition table.
+func (s System) identities(name, node string) (out []string) {
+	for _, f := range []struct{ kind, file string }{
+		{"wwn:", "wwid"}, {"wwn:", "device/wwid"}, {"serial:", "serial"}, {"serial:", "device/serial"},
+	} {
+		if v := s.text("block", name, f.file); v != "" {
+			out = append(out, f.kind+v)
 		}
 	}
-	for _, f := range []string{"serial", "device/serial"} {
-		if v := s.text("block", name, f); v != "" {
-			return "serial:" + v
+	if id := tableID(node); id != "" {
+		out = append(out, id)
+	}
+	return out
+}
+
+// unfit says why writes to a disk could go unseen: neither the kernel's tracepoints
+// nor its statistics for this device would show all of them.
+func (s System) unfit(name string) string {
+	holders, _ := os.ReadDir(filepath.Join(s.Sysfs, "block", name, "holders"))
+	for _, h := range holders {
+		if strings.HasPrefix(s.text("block", h.Name(), "dm/uuid"), "mpath-") {
+			return fmt.Sprintf("it is one of several paths to the multipath device %s, and what is written by another one would go unseen: leave the disk one path only (multipath -f, or blacklist it), or leave it out",
+				s.text("block", h.Name(), "dm/name"))
 		}
 	}
-	return tableID(node)
+	if _, err := os.Stat(filepath.Join(s.Sysfs, "block", name, "multipath")); err == nil {
+		return "it stands for several paths (NVMe multipath), whose writes do not all pass it: start the kernel with nvme_core.multipath=N, or leave the disk out"
+	}
+	if s.number("block", name, "queue", "dax") == 1 {
+		return "files on it can be written to past the block layer (DAX): make its namespace a sector one (ndctl create-namespace --mode=sector), or leave the disk out"
+	}
+	return ""
+}
+
+// joined are the other disks under what lies on a disk.
+func (s System) joined(name string) (out []string) {
+	dirs, _ := filepath.Glob(filepath.Join(s.Sysfs, "block", name, "*", "holders", "*"))
+	whole, _ := filepath.Glob(filepath.Join(s.Sysfs, "block", name, "holders", "*"))
+	for _, h := range append(dirs, whole...) {
+		for _, disk := range s.physical(s.text("block", filepath.Base(h), "dev")) {
+			if disk != name {
+				out = append(out, filepath.Join(s.Dev, disk))
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Resolve finds the disks that paths name, in that order and each once. A

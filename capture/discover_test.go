@@ -2,6 +2,7 @@ package capture
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,13 +79,48 @@ func TestDiscover_Server(t *testing.T) {
 			{Name: "/nonexistent/sdb1", Start: 1 << 20, Size: 4 << 20, Mounts: []string{"/boot efi"}},
 			{Name: "/nonexistent/sdb2", Start: 5 << 20, Size: 4000000 * 512},
 		}},
-		{Disk: block.Disk{Name: "/nonexistent/sda", Size: 1 << 30, Serial: "wwn:naa.5000c500a1b2c3d4"}, Major: 8, Minor: 0, LogicalBlock: 4096},
+		{Disk: block.Disk{Name: "/nonexistent/sda", Size: 1 << 30, Serial: "wwn:naa.5000c500a1b2c3d4"}, Major: 8, Minor: 0, LogicalBlock: 4096, IDs: []string{"wwn:naa.5000c500a1b2c3d4"}},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Fatal(d)
 	}
 	if got := s.BootMode(); got != "UEFI" {
 		t.Fatalf("boot mode %s", got)
+	}
+}
+
+// TestDiscover_Unfit: disks whose writes would go unseen are named as such, and it is
+// said what to do; members of arrays say which disks belong to them.
+func TestDiscover_Unfit(t *testing.T) {
+	files := map[string]string{"self/mountinfo": ""}
+	for i, name := range []string{"sda", "sdb", "sdc", "nvme0n1", "pmem0", "dm-0", "md0"} {
+		number := fmt.Sprintf("8:%d", 16*i)
+		files["devices/"+name+"/dev"], files["devices/"+name+"/size"] = number, "4096"
+		files["block/"+name], files["dev/block/"+number] = "-> ../devices/"+name, "-> ../../devices/"+name
+	}
+	for _, member := range []string{"sdb", "sdc"} {
+		files["devices/md0/slaves/"+member] = "-> ../../" + member
+		files["devices/"+member+"/holders/md0"] = "-> ../../md0"
+	}
+	files["devices/sda/holders/dm-0"], files["devices/dm-0/slaves/sda"] = "-> ../../dm-0", "-> ../../sda"
+	files["devices/dm-0/dm/uuid"], files["devices/dm-0/dm/name"] = "mpath-3600a0b80000f1e2d", "mpatha"
+	files["devices/nvme0n1/multipath/nvme0c0n1"] = "/"
+	files["devices/pmem0/queue/dax"] = "1"
+	root := tree(t, files)
+	list, err := System{Sysfs: root, Procfs: root, Dev: "/nonexistent"}.Discover()
+	if err != nil || len(list) != 5 {
+		t.Fatalf("got %+v, %v", list, err)
+	}
+	unfit := map[string]string{"sda": "mpatha", "nvme0n1": "nvme_core.multipath=N", "pmem0": "DAX"}
+	with := map[string][]string{"sdb": {"/nonexistent/sdc"}, "sdc": {"/nonexistent/sdb"}}
+	for _, d := range list {
+		name := filepath.Base(d.Name)
+		if want, ok := unfit[name]; !strings.Contains(d.Unfit, want) || ok != (d.Unfit != "") {
+			t.Errorf("%s is unfit because %q, want %q", name, d.Unfit, want)
+		}
+		if diff := cmp.Diff(with[name], d.With); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
 	}
 }
 
@@ -155,6 +191,10 @@ func TestTableID(t *testing.T) {
 	copy(disk[510:], "\x55\xaa")
 	if got := tableID(write()); got != "mbr:12345678" {
 		t.Errorf("got %q", got)
+	}
+	disk[446] = 0xeb
+	if got := tableID(write()); got != "" {
+		t.Errorf("boot code: got %q", got)
 	}
 	copy(disk[512:], "EFI PART")
 	copy(disk[512+56:], "\x04\x03\x02\x01\x06\x05\x08\x07\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10")

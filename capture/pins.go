@@ -182,7 +182,7 @@ func (t *kernelTracker) identifyDisk(h hash.Hash, s *source) error {
 	}
 	seq, err := fields(filepath.Join(dir, "diskseq"), 1)
 	if errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintf(h, "%q ", System{Sysfs: t.sysfs}.identity(filepath.Base(dir), s.disk.Name))
+		fmt.Fprintf(h, "%q ", System{Sysfs: t.sysfs}.identities(filepath.Base(dir), s.disk.Name))
 	} else if err != nil {
 		return err
 	}

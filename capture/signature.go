@@ -81,8 +81,14 @@ func tableID(node string) string {
 				binary.LittleEndian.Uint16(g[6:]), hex.EncodeToString(g[8:10]), hex.EncodeToString(g[10:]))
 		}
 	}
-	if id := binary.LittleEndian.Uint32(b[440:]); id != 0 && b[510] == 0x55 && b[511] == 0xAA {
-		return fmt.Sprintf("mbr:%08x", id)
+	id := binary.LittleEndian.Uint32(b[440:])
+	if id == 0 || b[510] != 0x55 || b[511] != 0xAA {
+		return ""
 	}
-	return ""
+	for at := 446; at < 510; at += 16 { // a file system's boot sector has code there, which is no id
+		if b[at]&^0x80 != 0 {
+			return ""
+		}
+	}
+	return fmt.Sprintf("mbr:%08x", id)
 }

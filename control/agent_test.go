@@ -67,6 +67,46 @@ func TestRegisterAgent_Again(t *testing.T) {
 	}
 }
 
+// TestAssignDisks: whatever disks are reported, each keeps the id of its content, and
+// only a disk that nothing but its partition table tells from others may get another one.
+func TestAssignDisks(t *testing.T) {
+	s := &server{}
+	for _, c := range []struct{ what, disks, want string }{
+		{"first", "sda gpt:a 1, sdb gpt:b 1, sdc - 1", "0 1 2"},
+		{"names changed places", "sda gpt:b 1, sdb gpt:a 1, sdc - 1", "1 0 2"},
+		{"and back, and one partitioned", "sda gpt:a 1, sdb gpt:b 1, sdc mbr:c 1", "0 1 2"},
+		{"a new table", "sda gpt:a 1, sdb gpt:x 1, sdc mbr:c 1", "0 1 2"},
+		{"a table taken away, beside one that moved", "sda gpt:x 1, sdb - 1, sdc mbr:c 1", "1 3 2"},
+		{"another size", "sda gpt:x 1, sdb - 1, sdc mbr:c 2", "1 3 4"},
+		{"hardware says who it is: another one", "sda gpt:x 1, sdb wwn:9 1, sdc mbr:c 2", "1 5 4"},
+		{"one away", "sda gpt:x 1, sdc mbr:c 2", "1 4"},
+		{"another in its place", "sda gpt:x 1, sdb wwn:8 1, sdc mbr:c 2", "1 6 4"},
+		{"and the old one again", "sda gpt:x 1, sdb wwn:9 1, sdc mbr:c 2", "1 5 4"},
+	} {
+		var reported []formgn.Disk
+		for text := range strings.SplitSeq(c.disks, ", ") {
+			w := strings.Fields(text)
+			d := formgn.Disk{DeviceName: w[0], Serial: p(strings.TrimPrefix(w[1], "-"))}
+			fmt.Sscan(w[2], &d.Bytes)
+			reported = append(reported, d)
+		}
+		if err := s.assignDisks(reported); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, d := range reported {
+			for _, k := range s.active() {
+				if k.Name == d.DeviceName && k.Serial == *d.Serial && k.Size == d.Bytes {
+					got = append(got, fmt.Sprint(int(k.ID)))
+				}
+			}
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: got %v, want %s", c.what, got, c.want)
+		}
+	}
+}
+
 // TestRegisterAgent_Clone: disks of a clone never get into the replica of the
 // machine that it was copied from.
 func TestRegisterAgent_Clone(t *testing.T) {

@@ -143,29 +143,45 @@ const maxDisksEver = 1000
 
 // assignDisks matches reported disks with those known, by serial where there is
 // one and by name otherwise, and gives new ids to the rest. A disk that changed
-// its size is another disk: its content is copied anew under a new id. After an
-// error the document is not to be written.
+// its size is another disk: its content is copied anew under a new id. A disk
+// that only its partition table tells from others stays what it is when that is
+// written anew, if none that is known has moved to its name. After an error the
+// document is not to be written.
 func (s *server) assignDisks(reported []formgn.Disk) error {
-	known := s.Disks
-	for i := range known {
-		known[i].Removed = true
+	replicated := make([]bool, len(s.Disks))
+	for i := range s.Disks {
+		replicated[i] = !s.Disks[i].Removed
+		s.Disks[i].Removed = true
 	}
+	var left []block.Disk
 	for _, r := range reported {
-		d := block.Disk{Name: r.DeviceName, Size: r.Bytes, Boot: deref(r.IsBootDisk), Serial: deref(r.Serial)}
-		i := slices.IndexFunc(known, func(k disk) bool {
-			return k.Removed && k.Size == d.Size && k.Serial == d.Serial && (d.Serial != "" || k.Name == d.Name)
+		left = append(left, block.Disk{Name: r.DeviceName, Size: r.Bytes, Boot: deref(r.IsBootDisk), Serial: deref(r.Serial)})
+	}
+	for _, match := range []func(i int, known, d block.Disk) bool{
+		func(_ int, known, d block.Disk) bool {
+			return known.Serial == d.Serial && (d.Serial != "" || known.Name == d.Name)
+		},
+		func(i int, known, d block.Disk) bool {
+			return replicated[i] && known.Name == d.Name && known.Unmarked() && d.Unmarked()
+		},
+	} {
+		left = slices.DeleteFunc(left, func(d block.Disk) bool {
+			for i, known := range s.Disks {
+				if known.Removed && known.Size == d.Size && match(i, known.Disk, d) {
+					d.ID = known.ID
+					s.Disks[i] = disk{Disk: d}
+					return true
+				}
+			}
+			return false
 		})
-		if i >= 0 {
-			d.ID = known[i].ID
-			known[i] = disk{Disk: d}
-			continue
-		}
+	}
+	for _, d := range left {
 		if len(s.Disks) == maxDisksEver {
 			return conflict("SourceServer", s.ID, fmt.Sprintf("source server %s has had %d disks, which is the most there may be: disconnect it and install the agent again", s.ID, maxDisksEver))
 		}
 		d.ID = block.DiskID(len(s.Disks))
 		s.Disks = append(s.Disks, disk{Disk: d})
-		known = s.Disks
 	}
 	return nil
 }
