@@ -95,7 +95,7 @@ func Load(disks []Disk, shift uint32) (_ *Tracker, err error) {
 	}
 	// Kernels before 5.11 charge maps against this limit; without the privilege to
 	// raise it the load itself will say what is missing.
-	_ = rlimit.RemoveMemlock()
+	memlock := rlimit.RemoveMemlock()
 	spec, err := loadTracker()
 	if err != nil {
 		return nil, fmt.Errorf("read tracking programs: %w", err)
@@ -104,6 +104,7 @@ func Load(disks []Disk, shift uint32) (_ *Tracker, err error) {
 	defer func() {
 		if err != nil {
 			t.Close()
+			err = explain(err, memlock)
 		}
 	}()
 	if err := t.configure(spec, shift); err != nil {
