@@ -270,7 +270,7 @@ func TestDisk_Vanishes(t *testing.T) {
 	w.install()
 	stop := w.run()
 	w.equal("first copy")
-	w.disks[1].Shrink(t, diskSize/2)
+	w.disks[1].Resize(t, diskSize/2)
 	w.wait("a report of the disk", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()

@@ -314,7 +314,7 @@ func TestEngine_DiskFails(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- e.Run(t.Context(), rep, 0) }()
 		waitPoint(t, rep)
-		l.Shrink(t, size)
+		l.Resize(t, size)
 		var disk *DiskError
 		if err := <-done; !errors.Is(err, want) || !errors.As(err, &disk) || disk.Disk != l.Path {
 			t.Fatalf("got %v, want %v of %s", err, want, l.Path)

@@ -24,6 +24,19 @@ import (
 // in bytes of disk: what was found to be the same is only remembered with a commit.
 const rescanProgress = 256 << 20
 
+// Rescan has all disks compared with the replica, or sent again to a sink that cannot
+// compare. Run must not be running: it begins with the next session, and an engine
+// that goes on after this one does not forget it.
+func (e *Engine) Rescan() {
+	all := newSet(&e.layout)
+	for i, p := range e.layout.disks {
+		all.Add(i, 0, p.granules)
+	}
+	e.again(all)
+	e.foreign, e.halfway = nil, true
+	e.keep()
+}
+
 // expect makes everything that is to be read foreign, but for what this epoch has
 // sent already: the replica is at base.
 func (e *Engine) expect(base block.Seq) {
@@ -54,6 +67,7 @@ func (e *Engine) isForeign(bit uint64) bool { return e.foreign != nil && e.forei
 func (e *Engine) comparePiece(ctx context.Context, ep *epoch, p piece, buf []byte) error {
 	whole := e.layout.extent(p.disk, p.first, p.n)
 	whole.Disk = e.disks[p.disk].ID
+	e.status.compared(p.disk, whole.Bytes())
 	if e.unread.hopeless(p.disk) {
 		return e.copyPiece(ctx, ep, p, buf)
 	}

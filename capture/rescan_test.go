@@ -243,3 +243,48 @@ func TestEngine_RescanInterrupted(t *testing.T) {
 	rep.differs(t, disks)
 	t.Logf("%d chunks compared, %d KiB sent in all", rep.compared.Load(), rep.payload>>10)
 }
+
+// TestEngine_RescanAsked: the replica was changed behind everybody's back. Asked for,
+// everything is compared, the state says so and how far it is, and only the chunk that
+// differs is sent. Another process goes on with it where this one is killed: see the
+// model's kills in a rescan.
+func TestEngine_RescanAsked(t *testing.T) {
+	for _, noEBPF := range []bool{false, true} {
+		const size = 24 << 20
+		l := fault.Loop(t, size)
+		disks := disksOf(t, l)
+		r := rand.New(rand.NewPCG(5, 5))
+		scatter(t, r, openDirect(t, l.Path, 0), size, 500)
+		e := openEngine(t, Options{Disks: disks, NoEBPF: noEBPF})
+		rep := newComparing(disks)
+		stop := start(t, e, rep, 0)
+		waitPoint(t, rep.replica)
+		stop()
+		rep.epoch = 0
+		clear(rep.staged)
+		rep.disks[0][9<<20] ^= 1
+		rep.atBase()
+		e.Rescan()
+		var saw atomic.Bool
+		rep.fail = func() error { // in the middle of it
+			s := e.Status()
+			if s.State == Rescan && s.Disks[0].Rescanned > 0 && s.Disks[0].Rescanned <= size {
+				saw.Store(true)
+			}
+			return nil
+		}
+		stop = start(t, e, rep, rep.last())
+		waitPoint(t, rep.replica)
+		rep.differs(t, disks)
+		stop()
+		if compared, differed := rep.compared.Load(), rep.differed.Load(); compared != size/(block.ChunkBlocks*block.Size) || differed != 1 {
+			t.Errorf("noEBPF %v: %d chunks were compared, %d differed", noEBPF, compared, differed)
+		}
+		if !saw.Load() {
+			t.Error("the state did not say so")
+		}
+		if s := e.Status(); s.Disks[0].Rescanned != 0 {
+			t.Errorf("%d bytes are said to be compared afterwards", s.Disks[0].Rescanned)
+		}
+	}
+}

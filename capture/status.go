@@ -11,7 +11,7 @@ import (
 // A State says how far replication is. The names are MGN's data replication
 // states where it has one.
 //
-//	STALLED --Run--> INITIAL_SYNC --first point--> CONTINUOUS <--> BACKLOG <--> NOT_CONVERGING
+//	STALLED --Run--> INITIAL_SYNC, RESCAN --point--> CONTINUOUS <--> BACKLOG <--> NOT_CONVERGING
 //	   ^                                                |
 //	   +------------------- Run returns ----------------+        PAUSED: any of them, by Pause
 type State string
@@ -20,6 +20,7 @@ type State string
 const (
 	Stalled       State = "STALLED"        // no sink, or part of a disk cannot be read
 	InitialSync   State = "INITIAL_SYNC"   // the first copy is under way
+	Rescan        State = "RESCAN"         // the disks are compared with the replica
 	Backlog       State = "BACKLOG"        // catching up: more than a moment's changes are to be sent
 	Continuous    State = "CONTINUOUS"     // points follow each other
 	NotConverging State = "NOT_CONVERGING" // no point within the deadline: writes outrun the reads
@@ -31,6 +32,7 @@ type DiskStatus struct {
 	Disk       block.Disk
 	Replicated int64 // durable on the other side
 	Backlog    int64 // known to be changed and not yet read, what cannot be read included
+	Rescanned  int64 // compared with the replica, while that is under way
 }
 
 // A Status is a moment's view of an [Engine].
@@ -62,6 +64,7 @@ type Status struct {
 type status struct {
 	bytesRead, bytesSent atomic.Int64
 	backlog              []atomic.Int64 // bytes of each disk, while a round runs
+	foreign              []atomic.Int64 // of these, those still to be compared
 
 	mu         sync.Mutex // guards:
 	running    bool
@@ -77,12 +80,14 @@ type status struct {
 	audit      string
 	audited    block.Seq
 	synced     bool
+	rescan     bool
 	reads      meter
 	sends      meter
 }
 
 func (s *status) init(e *Engine) {
 	s.backlog = make([]atomic.Int64, len(e.disks))
+	s.foreign = make([]atomic.Int64, len(e.disks))
 	s.replicated = make([]int64, len(e.disks))
 	for i := range e.disks {
 		s.backlog[i].Store(e.disks[i].Size)
@@ -98,7 +103,7 @@ func (s *status) began() {
 func (s *status) ended(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running, s.err, s.unread = false, err, nil
+	s.running, s.err, s.unread, s.rescan = false, err, nil, false
 }
 
 // unreadable says what cannot be read; nil is nothing.
@@ -150,17 +155,30 @@ func (e *Engine) left(disk int) int64 {
 	if e.unread.set != nil {
 		n += e.unread.set.countBesides(disk, e.todo)
 	}
+	return e.bytes(disk, n)
+}
+
+// bytes is how long n granules of a disk are, the last one of which may be short.
+func (e *Engine) bytes(disk int, n uint64) int64 {
 	return min(e.disks[disk].Size, int64(n<<e.layout.shift)*block.Size)
 }
 
 func (s *status) beginRound(e *Engine) {
 	for i := range e.disks {
 		s.backlog[i].Store(e.left(i))
+		s.foreign[i].Store(0)
+		if e.foreign != nil {
+			s.foreign[i].Store(e.bytes(i, e.foreign.countDisk(i)))
+		}
 	}
 	s.mu.Lock()
 	s.rounds++
+	s.rescan = e.foreign != nil && e.foreign.count > 0
 	s.mu.Unlock()
 }
+
+// compared says that bytes of a disk are compared.
+func (s *status) compared(disk int, n int64) { s.foreign[disk].Add(-n) }
 
 func (s *status) read(disk int, n int64) {
 	s.bytesRead.Add(n)
@@ -188,7 +206,7 @@ func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 	}
 	s.audited = e.clean
 	if flags.Has(block.Consistent) {
-		s.point, s.lastTry, s.synced = p, time.Now(), true
+		s.point, s.lastTry, s.synced, s.rescan = p, time.Now(), true, false
 		s.epochs++
 	}
 }
@@ -242,6 +260,9 @@ func (e *Engine) Status() Status {
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
 	for i, d := range e.disks {
 		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load()}
+		if s.rescan {
+			ds.Rescanned = d.Size - max(0, s.foreign[i].Load())
+		}
 		out.Disks = append(out.Disks, ds)
 		out.Total, out.Replicated, out.Backlog = out.Total+d.Size, out.Replicated+ds.Replicated, out.Backlog+ds.Backlog
 	}
@@ -256,6 +277,8 @@ func (e *Engine) Status() Status {
 		out.State = Paused
 	case !s.running, s.unread != nil:
 		out.State = Stalled
+	case s.rescan:
+		out.State = Rescan
 	case !s.synced:
 		out.State = InitialSync
 	case now.Sub(s.lastTry) > e.deadline:

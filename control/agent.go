@@ -420,6 +420,9 @@ func (s *server) flow(reported mgn.DataReplicationState, now time.Time) bool {
 	if reported == mgn.DataReplicationStateInitialSync && r.FirstPoint != "" {
 		reported = mgn.DataReplicationStateRescan
 	}
+	if reported == mgn.DataReplicationStateRescan && r.FirstPoint == "" {
+		reported = mgn.DataReplicationStateInitialSync
+	}
 	changed := r.Flow != reported
 	r.Flow = reported
 	return changed

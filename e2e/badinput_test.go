@@ -320,7 +320,7 @@ func sourceFails(t *testing.T, w *world, o *observer, disks []*fault.Disk) {
 		does      func()
 	}{
 		{"unreadable", "read " + disks[0].Path + " at byte ", func() { disks[0].Truncate(t, 8<<20) }},
-		{"shrunk", "smaller", func() { disks[0].Shrink(t, 4<<20) }},
+		{"shrunk", "smaller", func() { disks[0].Resize(t, 4<<20) }},
 	} {
 		restart(trouble.does)
 		var said *types.DataReplicationError

@@ -3,9 +3,12 @@
 package fault
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"rehost/internal/loop"
 )
@@ -25,8 +28,31 @@ func (d *Disk) Truncate(t testing.TB, size int64) {
 	}
 }
 
-// Shrink makes the disk smaller, and the kernel knows.
-func (d *Disk) Shrink(t testing.TB, size int64) {
+// Overwrite changes the disk's content without the block layer: nobody sees it. What
+// the kernel has cached of the device is dropped.
+func (d *Disk) Overwrite(t testing.TB, at int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(d.backing, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(data, at)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := os.Open(d.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = unix.IoctlSetInt(int(dev.Fd()), unix.BLKFLSBUF, 0)
+	if err := errors.Join(err, dev.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Resize makes the disk smaller or larger, and the kernel knows. Of size 0 it is as
+// a disk that was unplugged.
+func (d *Disk) Resize(t testing.TB, size int64) {
 	t.Helper()
 	d.Truncate(t, size)
 	if err := d.Resized(); err != nil {
