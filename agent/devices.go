@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"rehost/awsapi/formgn"
 	"rehost/block"
@@ -17,6 +18,15 @@ type Device = block.Disk
 // ErrNoRoot says that the disk with the root file system was not found.
 var ErrNoRoot = errors.New("the disk that holds the root file system was not found")
 
+// allDevices are this machine's disks, the root disk first.
+func allDevices(system capture.System) ([]capture.Device, error) {
+	list, err := system.Discover()
+	if err == nil && (len(list) == 0 || !list[0].Boot) {
+		err = ErrNoRoot
+	}
+	return list, err
+}
+
 // selectDevices turns what was asked for into disks, each once, the root disk
 // first. No paths means all disks. With force exactly the disks listed are
 // taken, a loop device among them or not, and nothing is looked for: without
@@ -24,11 +34,8 @@ var ErrNoRoot = errors.New("the disk that holds the root file system was not fou
 func selectDevices(system capture.System, paths []string, force bool) (chosen []Device, rootless bool, err error) {
 	var list []capture.Device
 	if !force {
-		if list, err = system.Discover(); err != nil {
+		if list, err = allDevices(system); err != nil {
 			return nil, false, err
-		}
-		if len(list) == 0 || !list[0].Boot {
-			return nil, false, ErrNoRoot
 		}
 	}
 	if len(paths) > 0 {
@@ -42,9 +49,18 @@ func selectDevices(system capture.System, paths []string, force bool) (chosen []
 		list = named
 	}
 	for _, d := range list {
-		if !slices.ContainsFunc(chosen, func(o Device) bool { return o.Name == d.Name }) {
-			chosen = append(chosen, d.Disk)
+		if slices.ContainsFunc(chosen, func(o Device) bool { return o.Name == d.Name }) {
+			continue
 		}
+		if d.Unfit != "" {
+			return nil, false, fmt.Errorf("%s: %w: %s", d.Name, capture.ErrBadDevice, d.Unfit)
+		}
+		for _, o := range chosen {
+			if d.Serial != "" && o.Serial == d.Serial {
+				return nil, false, &ambiguousError{o, []string{o.Name, d.Name}}
+			}
+		}
+		chosen = append(chosen, d.Disk)
 	}
 	if len(chosen) == 0 {
 		return nil, false, errors.New("no disks are listed: --force-volumes takes those of --devices and no others")
@@ -60,43 +76,163 @@ func selectDevices(system capture.System, paths []string, force bool) (chosen []
 	return chosen, rootless, nil
 }
 
+// apart lists the disks that are not chosen and without which one that is makes no
+// sense elsewhere, since LVM, md or device mapper join them.
+func apart(system capture.System, chosen []Device) (out []string) {
+	for _, d := range chosen {
+		list, err := system.Resolve([]string{d.Name})
+		if err != nil {
+			continue
+		}
+		for _, name := range list[0].With {
+			if !slices.ContainsFunc(chosen, func(o Device) bool { return o.Name == name }) && !slices.Contains(out, name) {
+				out = append(out, name)
+			}
+		}
+	}
+	return out
+}
+
 // A missingError is a disk under replication that this machine has no more.
 type missingError struct{ disk block.Disk }
 
 func (e *missingError) Error() string {
-	return fmt.Sprintf("find disk %s (%s): it is no longer attached; attach it again, or install again without it", e.disk.Name, e.disk.Serial)
+	return fmt.Sprintf("find disk %s: it is no longer attached", named(e.disk))
 }
 
-// locate finds where the service's disks are now: by serial where a disk has
-// one, since names may change at a boot, otherwise by name. installed are the
-// disks as the installation found them, which is how a loop device is known.
-func locate(system capture.System, disks []block.Disk, installed []Device) ([]block.Disk, error) {
+// A strangerError is a disk under replication in whose place there is another one.
+type strangerError struct {
+	disk  block.Disk
+	found block.Disk // of its name
+}
+
+func (e *strangerError) Error() string {
+	return fmt.Sprintf("find disk %s: %s is another disk now", named(e.disk), named(e.found))
+}
+
+// An ambiguousError is a disk that several have the identity of.
+type ambiguousError struct {
+	disk  block.Disk
+	names []string
+}
+
+func (e *ambiguousError) Error() string {
+	return fmt.Sprintf("find disk %s: its identity is that of %s alike", named(e.disk), strings.Join(e.names, " and "))
+}
+
+// named is a disk's name with its identity.
+func named(d block.Disk) string {
+	if d.Serial == "" {
+		return d.Name + " (without an identity)"
+	}
+	return d.Name + " (" + d.Serial + ")"
+}
+
+// here are this machine's disks, those that only the installation named too.
+func here(system capture.System, installed []Device) ([]capture.Device, error) {
 	now, err := system.Discover()
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range installed { // whatever Discover leaves out
+	for _, d := range installed { // loop devices: whatever Discover leaves out
 		if !slices.ContainsFunc(now, func(o capture.Device) bool { return o.Name == d.Name }) {
 			if named, err := system.Resolve([]string{d.Name}); err == nil {
 				now = append(now, named...)
 			}
 		}
 	}
+	return now, nil
+}
+
+// locate finds where the service's disks are now: by identity where a disk has
+// one, since names may change at a boot, otherwise by name. It is sure, or it is
+// an error: the contents of two disks must never be mixed. installed are the
+// disks as the installation found them, which is how a loop device is known.
+func locate(system capture.System, disks []block.Disk, installed []Device) ([]block.Disk, error) {
+	now, err := here(system, installed)
+	if err != nil {
+		return nil, err
+	}
+	taken := map[string]block.Disk{}
 	var out []block.Disk
 	for _, d := range disks {
-		i := slices.IndexFunc(now, func(o capture.Device) bool {
-			if d.Serial != "" {
-				return o.Serial == d.Serial
-			}
-			return o.Name == d.Name
-		})
-		if i < 0 {
-			return nil, &missingError{d}
+		o, err := find(now, d)
+		if err != nil {
+			return nil, err
 		}
-		d.Name, d.Size = now[i].Name, now[i].Size
+		if other, twice := taken[o.Name]; twice {
+			return nil, &ambiguousError{o.Disk, []string{other.Name, d.Name}}
+		}
+		if o.Unfit != "" { // since the installation
+			return nil, fmt.Errorf("find disk %s: %w: %s", named(d), capture.ErrBadDevice, o.Unfit)
+		}
+		taken[o.Name] = d
+		if d.Name, d.Size = o.Name, o.Size; d.Serial == "" {
+			d.Serial = o.Serial
+		}
 		out = append(out, d)
 	}
 	return out, nil
+}
+
+// find finds one disk. Without an identity it is the one of its name, unless
+// hardware has come into it that would have told its own before.
+func find(now []capture.Device, d block.Disk) (found capture.Device, err error) {
+	var same []string
+	var inPlace *capture.Device
+	for _, o := range now {
+		if o.Name == d.Name {
+			inPlace = &o
+		}
+		if d.Serial != "" && o.Is(d.Serial) {
+			found = o
+			same = append(same, o.Name)
+		}
+	}
+	switch {
+	case len(same) == 1:
+		return found, nil
+	case len(same) > 1:
+		return found, &ambiguousError{d, same}
+	case inPlace == nil:
+		return found, &missingError{d}
+	case d.Serial == "" && inPlace.Unmarked():
+		return *inPlace, nil
+	}
+	return found, &strangerError{d, inPlace.Disk}
+}
+
+// present finds the disks, as locate does. Those that are being tracked are where
+// the engine has them open, whatever partition table was written to them since.
+func (a *agent) present(disks []block.Disk) ([]block.Disk, error) {
+	c, tracked := a.replication.progress()
+	if !tracked {
+		return locate(a.system, disks, a.config.Disks)
+	}
+	var out []block.Disk
+	for _, d := range disks {
+		i := slices.IndexFunc(c.Disks, func(o capture.DiskStatus) bool { return o.Disk.ID == d.ID })
+		if i < 0 {
+			return locate(a.system, disks, a.config.Disks)
+		}
+		now, err := a.system.Resolve([]string{c.Disks[i].Disk.Name})
+		if err != nil || len(now) != 1 {
+			return nil, &missingError{d}
+		}
+		d.Name, d.Size = now[0].Name, now[0].Size
+		if d.Unmarked() && now[0].Unmarked() {
+			d.Serial = now[0].Serial
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+func bare(devices []capture.Device) (out []Device) {
+	for _, d := range devices {
+		out = append(out, d.Disk)
+	}
+	return out
 }
 
 func inventoryDisks(disks []Device) (out []formgn.Disk) {

@@ -7,7 +7,7 @@
 // [Run] is the agent itself: it exchanges its certificate for temporary
 // credentials, asks for commands, and replicates while it is told to, also when
 // the service cannot be reached. [Uninstall] removes everything. [ReadStatus]
-// shows what a running agent does.
+// shows what a running agent does, and [Rescan] has it compare everything.
 package agent
 
 // Version of the agent, as the service sees it.

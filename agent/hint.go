@@ -27,7 +27,21 @@ func Hint(err error) string {
 	var connect *connectError
 	var refused *wire.RefusedError
 	var api *awsapi.CallError
+	var unread *capture.UnreadError
+	var missing *missingError
+	var stranger *strangerError
+	var ambiguous *ambiguousError
 	switch {
+	case errors.As(err, &unread):
+		return "the kernel's log (dmesg) and smartctl -a " + unread.First.Disk + " say what is wrong with the disk; a bad sector is replaced when it is written to; points so far stay as they are"
+	case errors.Is(err, capture.ErrGone), errors.As(err, &missing):
+		return "attach the disk again, and replication goes on; to go on without it, install again with --devices and the disks that are left"
+	case errors.As(err, &stranger):
+		return "nothing is replicated, lest two disks be mixed: attach the disk again, or install again to replicate the disks that are here now"
+	case errors.As(err, &ambiguous):
+		return "two paths to one disk, or a copy of it: detach one; a copy is given an identity of its own with sgdisk -G (GPT) or sfdisk --disk-id (MBR)"
+	case errors.Is(err, capture.ErrShrunk):
+		return "install again, and the disk is replicated anew; points so far stay as they are"
 	case errors.Is(err, ErrNotRoot):
 		return "run it with sudo"
 	case errors.Is(err, ErrCopied):
@@ -120,7 +134,7 @@ func networkHint(err error, replication bool) string {
 		return "nothing listens there: " + open
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer: " + open
-	case errors.Is(err, capture.ErrShrunk), errors.Is(err, capture.ErrBadDevice):
+	case errors.Is(err, capture.ErrBadDevice):
 		return "lsblk lists the disks of this machine"
 	case replication:
 		return open

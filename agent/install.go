@@ -44,6 +44,7 @@ type InstallOptions struct {
 	Tags           map[string]string
 	UserProvidedID string
 	NoReplication  bool
+	AutoReplicate  bool   // disks that come later are replicated too
 	Service        string // one of the Service constants; "" is what the machine has
 	BPFFS          string // where the BPF file system is mounted; "" is /sys/fs/bpf
 
@@ -137,6 +138,9 @@ func (o *InstallOptions) complete() (err error) {
 	if o.ForceVolumes && o.Prompt != nil {
 		return errors.New("--force-volumes is only for an installation with --no-prompt")
 	}
+	if o.ForceVolumes && o.AutoReplicate {
+		return errors.New("--auto-replicate-new-disks looks for disks, and with --force-volumes nothing is looked for: give one of them")
+	}
 	if o.ForceVolumes && len(o.Devices) == 0 {
 		return errors.New("--force-volumes takes the disks of --devices and detects none: list them, the root disk too")
 	}
@@ -191,7 +195,7 @@ func normalFingerprint(text string) string {
 // disks selects what is replicated, asking if it may.
 func (o *InstallOptions) disks() ([]Device, error) {
 	if o.Prompt != nil && len(o.Devices) == 0 {
-		all, _, err := selectDevices(o.System, nil, false)
+		all, err := allDevices(o.System)
 		if err != nil {
 			return nil, err
 		}
@@ -200,6 +204,9 @@ func (o *InstallOptions) disks() ([]Device, error) {
 			note := ""
 			if d.Boot {
 				note = "  (root, always replicated)"
+			}
+			if d.Unfit != "" {
+				note += "  (cannot be replicated: " + d.Unfit + ")"
 			}
 			o.say("  %-14s %10s%s", d.Name, humanBytes(d.Size), note)
 		}
@@ -215,6 +222,9 @@ func (o *InstallOptions) disks() ([]Device, error) {
 	}
 	if rootless {
 		o.say("WARNING: the root disk is not among the disks listed. %s counts as the boot disk: nothing will start from the replica unless it can.", disks[0].Name)
+	}
+	if others := apart(o.System, disks); len(others) > 0 {
+		o.say("WARNING: what lies on these disks lies on %s too, which is not replicated: elsewhere it will be incomplete.", strings.Join(others, ", "))
 	}
 	return disks, nil
 }
@@ -237,12 +247,14 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 		return config, nil, err
 	}
 	properties.Disks = inventoryDisks(disks)
+	var known []Device
 	if !o.ForceVolumes {
-		all, _, err := selectDevices(o.System, nil, false)
+		all, err := allDevices(o.System)
 		if err != nil {
 			return config, nil, err
 		}
-		properties.Disks = inventoryDisks(all)
+		known = bare(all)
+		properties.Disks = inventoryDisks(known)
 	}
 	in := &formgn.RegisterAgentForMgnRequest{
 		SourceProperties: properties, ReplicatedDisks: inventoryDisks(disks),
@@ -256,7 +268,7 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
 	}, out, nil
 }
 

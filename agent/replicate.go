@@ -36,6 +36,7 @@ const (
 type engine interface {
 	Run(ctx context.Context, sink capture.Sink, last block.Seq) error
 	Status() capture.Status
+	Rescan()
 	SetBandwidth(mbit int64)
 	Pause()
 	Resume()
@@ -77,7 +78,9 @@ type replication struct {
 	mu      sync.Mutex // guards:
 	want    pairing    // what was said last
 	changed chan struct{}
-	again   bool // a delay is to end now
+	again   bool   // a delay is to end now
+	stale   bool   // a session is to end, since something has to begin with one
+	rescan  func() // the disks are to be compared, and who wants to know that it has begun
 	engine  engine
 }
 
@@ -99,6 +102,24 @@ func (r *replication) command(name string, throttling int64, retry bool) (change
 		obey(r.engine, r.want)
 	}
 	return changed
+}
+
+// renew has the next session begin now, in place of the one there is.
+func (r *replication) renew() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.again, r.stale = true, true
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// recheck has the disks compared with the replica from the next session on, which
+// begins now. Begun is called once that will be done whatever happens.
+func (r *replication) recheck(begun func()) {
+	r.mu.Lock()
+	r.rescan = begun
+	r.mu.Unlock()
+	r.renew()
 }
 
 // obey makes an engine do what can be done while it runs.
@@ -150,10 +171,11 @@ func (r *replication) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, errUnwanted) {
+		if errors.Is(err, errUnwanted) || errors.Is(err, errStale) {
 			continue
 		}
 		r.note(err)
+		r.doubt(err)
 		if r.now().Sub(began) > steadyAfter {
 			delay = minBackoff
 		}
@@ -163,8 +185,21 @@ func (r *replication) run(ctx context.Context) {
 	}
 }
 
+// doubt closes an engine whose disks are not what they were: they are looked for
+// anew. What was pinned is gone on with if they turn out to be the same.
+func (r *replication) doubt(err error) {
+	var disk *capture.DiskError
+	var missing *missingError
+	if errors.As(err, &disk) || errors.As(err, &missing) {
+		r.closeEngine()
+	}
+}
+
 // errUnwanted ends a session because replication is to stop.
 var errUnwanted = errors.New("replication is not wanted")
+
+// errStale ends a session because another one is to begin.
+var errStale = errors.New("another session is to begin")
 
 // rest waits for about d, or until replication is to stop or to be tried again.
 func (r *replication) rest(ctx context.Context, d time.Duration) {
@@ -191,6 +226,9 @@ func (r *replication) rest(ctx context.Context, d time.Duration) {
 
 // session pairs, connects and replicates until something fails.
 func (r *replication) session(ctx context.Context, want pairing) error {
+	r.mu.Lock()
+	r.stale = false
+	r.mu.Unlock()
 	p, err := r.pair(ctx, want)
 	if err != nil {
 		return err
@@ -205,6 +243,15 @@ func (r *replication) session(ctx context.Context, want pairing) error {
 	r.mu.Unlock()
 	if err := r.openEngine(ctx, p); err != nil {
 		return err
+	}
+	r.mu.Lock()
+	begun := r.rescan
+	r.rescan = nil
+	r.mu.Unlock()
+	if begun != nil {
+		r.log.Info("comparing all disks with the replica, as asked for")
+		r.engine.Rescan()
+		begun()
 	}
 	s, err := r.dial(ctx, p)
 	if err != nil {
@@ -229,8 +276,11 @@ func (r *replication) feed(ctx context.Context, s session) error {
 		defer close(watched)
 		for {
 			want, changed := r.wanted()
-			if want.Command == commandStop {
+			switch {
+			case want.Command == commandStop:
 				cancel(errUnwanted)
+			case r.isStale():
+				cancel(errStale)
 			}
 			select {
 			case <-ctx.Done():
@@ -248,6 +298,9 @@ func (r *replication) feed(ctx context.Context, s session) error {
 	if want, _ := r.wanted(); want.Command == commandStop {
 		return errUnwanted
 	}
+	if r.isStale() {
+		return errStale
+	}
 	if e := s.Err(); e != nil && !errors.Is(e, wire.ErrClosed) {
 		var disk *capture.DiskError
 		if !errors.As(err, &disk) {
@@ -255,6 +308,12 @@ func (r *replication) feed(ctx context.Context, s session) error {
 		}
 	}
 	return err
+}
+
+func (r *replication) isStale() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stale
 }
 
 func (r *replication) openEngine(ctx context.Context, p pairing) error {

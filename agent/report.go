@@ -38,8 +38,8 @@ func (a *agent) reports(ctx context.Context) {
 // report is the state of replication in the service's words; worth is false
 // while nothing is tracked and nothing went wrong.
 func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool) {
-	failure, _, _ := a.board.read()
 	c, tracked := a.replication.progress()
+	failure := a.trouble(c)
 	r = &formgn.UpdateAgentBacklogForMgnRequest{
 		SourceServerID: a.config.SourceServerID,
 		State:          formgn.DataReplicationState(a.state()),
@@ -67,6 +67,17 @@ func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool)
 	return r, true
 }
 
+// trouble is why there are no further points: what keeps replication from going on,
+// or what of the disks cannot be read while the rest of them goes on.
+func (a *agent) trouble(c capture.Status) error {
+	failure, _, _ := a.board.read()
+	var unread *capture.UnreadError
+	if failure == nil && errors.As(c.Err, &unread) {
+		return unread
+	}
+	return failure
+}
+
 // trackingReason is why changes are found so, and what becomes of that without the agent.
 func trackingReason(c capture.Status) string {
 	if c.Keeps == "" {
@@ -82,11 +93,11 @@ func diskProgress(c capture.Status) []formgn.DiskProgress {
 	out := []formgn.DiskProgress{}
 	for _, d := range c.Disks {
 		done := d.Replicated
-		if c.State == capture.InitialSync && c.Rounds > 0 { // before the first round there is no backlog to count from
+		if (c.State == capture.InitialSync || c.State == capture.Rescan) && c.Rounds > 0 { // before the first round there is no backlog to count from
 			done = max(done, d.Disk.Size-d.Backlog)
 		}
 		out = append(out, formgn.DiskProgress{DiskID: int32(d.Disk.ID), TotalStorageBytes: d.Disk.Size,
-			ReplicatedStorageBytes: done, BackloggedStorageBytes: d.Backlog})
+			ReplicatedStorageBytes: done, RescannedStorageBytes: d.Rescanned, BackloggedStorageBytes: d.Backlog})
 	}
 	return out
 }
@@ -96,10 +107,12 @@ func replicationError(err error) formgn.ReplicationError {
 	var connect *connectError
 	var disk *capture.DiskError
 	var missing *missingError
+	var stranger *strangerError
+	var ambiguous *ambiguousError
 	var refused *wire.RefusedError
 	var api *awsapi.CallError
 	switch {
-	case errors.As(err, &disk), errors.As(err, &missing), errors.Is(err, capture.ErrBadDevice):
+	case errors.As(err, &disk), errors.As(err, &missing), errors.As(err, &stranger), errors.As(err, &ambiguous), errors.Is(err, capture.ErrBadDevice):
 		return formgn.ReplicationErrorFailedToStartDataTransfer
 	case errors.As(err, &refused) && refused.Code == wire.StagingFull:
 		return formgn.ReplicationErrorSnapshotsFailure

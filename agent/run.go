@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,12 +35,15 @@ type RunOptions struct {
 	Log      *slog.Logger // nil is slog.Default()
 
 	poll, report time.Duration // between questions and reports; 0 is the default
+	look         time.Duration // between looks for disks that have come
+	system       capture.System
 	renewShare   float64
 }
 
 const (
 	pollEvery   = 3 * time.Second
 	reportEvery = 2 * time.Second
+	lookEvery   = 15 * time.Second
 	pollMax     = time.Minute
 	memoryLimit = 160 << 20 // of the Go heap; maps and stacks of the kernel side come on top, 250 MB in all
 )
@@ -80,6 +84,9 @@ func Run(ctx context.Context, o RunOptions) error {
 	}
 	if o.report == 0 {
 		o.report = reportEvery
+	}
+	if o.look == 0 {
+		o.look = lookEvery
 	}
 	dir := stateDir(o.StateDir)
 	config, err := dir.config()
@@ -127,7 +134,7 @@ func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{dir: dir, config: config, options: o, bundle: bundle, now: time.Now, shipper: newShipper()}
+	a := &agent{dir: dir, config: config, options: o, system: o.system, bundle: bundle, now: time.Now, shipper: newShipper()}
 	a.log = slog.New(a.shipper.handler(o.Log.Handler()))
 	if a.identity, err = openIdentity(dir, config, bundle, a.log); err != nil {
 		return nil, err
@@ -146,7 +153,7 @@ func (a *agent) run(ctx context.Context) error {
 	ctx, a.stop = context.WithCancelCause(ctx)
 	defer a.stop(nil)
 	var all sync.WaitGroup
-	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.identity.renewals, a.writeStatus} {
+	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.identity.renewals, a.writeStatus, a.requests, a.arrivals} {
 		all.Go(func() { part(ctx) })
 	}
 	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })
@@ -212,8 +219,8 @@ func (a *agent) tellProperties(ctx context.Context) bool {
 		return true
 	}
 	p.Disks = inventoryDisks(a.config.Disks)
-	if all, _, err := selectDevices(a.system, nil, false); err == nil && !a.config.Forced {
-		p.Disks = inventoryDisks(all)
+	if all, err := allDevices(a.system); err == nil && !a.config.Forced {
+		p.Disks = inventoryDisks(bare(all))
 	}
 	_, err = ask(ctx, a.identity, formgn.UpdateAgentSourcePropertiesForMgn, &formgn.UpdateAgentSourcePropertiesForMgnRequest{
 		SourceServerID: a.config.SourceServerID, SourceProperties: p})
@@ -321,7 +328,7 @@ func (a *agent) askPairing(ctx context.Context, old pairing) (pairing, error) {
 	if p.Disks, err = blockDisks(out.Disks); err != nil {
 		return old, err
 	}
-	if p.Disks, err = a.resized(ctx, p.Disks); err != nil {
+	if p.Disks, err = a.changed(ctx, p.Disks); err != nil {
 		return old, err
 	}
 	p.Replicator, p.Address = out.ReplicatorID, out.ReplicatorAddress
@@ -331,28 +338,32 @@ func (a *agent) askPairing(ctx context.Context, old pairing) (pairing, error) {
 	return p, nil
 }
 
-// resized tells the service of disks that have another size than it knows, and
-// returns them as it then does.
-func (a *agent) resized(ctx context.Context, disks []block.Disk) ([]block.Disk, error) {
+// changed tells the service of disks that have grown, and of those that have
+// another name or partition table now, and returns them as it then knows them.
+func (a *agent) changed(ctx context.Context, disks []block.Disk) ([]block.Disk, error) {
 	if len(disks) == 0 {
 		return nil, nil
 	}
-	here, err := locate(a.system, disks, a.config.Disks)
+	now, err := a.present(disks)
 	if err != nil {
 		return nil, err
 	}
-	changed := false
-	for i := range disks {
-		if here[i].Size > disks[i].Size {
-			a.log.Warn("a disk has grown", "disk", disks[i].Name, "before", disks[i].Size, "now", here[i].Size)
-			disks[i].Size, changed = here[i].Size, true
-		} else if here[i].Size < disks[i].Size {
-			return nil, &capture.DiskError{Disk: disks[i].Name, Op: "size", Err: capture.ErrShrunk}
+	for i, d := range now {
+		if d.Size > disks[i].Size {
+			a.log.Warn("a disk has grown, and is replicated anew", "disk", d.Name, "before", disks[i].Size, "now", d.Size)
+		} else if d.Size < disks[i].Size {
+			return nil, &capture.DiskError{Disk: d.Name, Op: "size", Err: capture.ErrShrunk}
 		}
 	}
-	if !changed {
+	if slices.Equal(now, disks) {
 		return disks, nil
 	}
+	return a.tellDisks(ctx, now)
+}
+
+// tellDisks says which disks are to be replicated, and returns them with the
+// numbers that the service gives them.
+func (a *agent) tellDisks(ctx context.Context, disks []block.Disk) ([]block.Disk, error) {
 	out, err := ask(ctx, a.identity, formgn.UpdateAgentReplicationInfoForMgn, &formgn.UpdateAgentReplicationInfoForMgnRequest{
 		SourceServerID: a.config.SourceServerID, Disks: replicationDisks(disks)})
 	if err != nil {

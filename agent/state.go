@@ -39,6 +39,7 @@ const (
 	pairFile    = "client.pem" // certificate and key
 	rootFile    = "ca.pem"
 	statusFile  = "status.json"
+	rescanFile  = "rescan"
 	lockFile    = "agent.pid"
 	logFile     = "agent.log"
 	programFile = "rehost-agent"
@@ -62,8 +63,10 @@ type Config struct {
 	Disks          []Device  `json:"disks"`            // chosen for replication
 	Forced         bool      `json:"forced,omitempty"` // nothing but Disks is looked for
 	NoReplication  bool      `json:"noReplication,omitempty"`
-	Service        string    `json:"service"`         // systemd, detached or none
-	BPFFS          string    `json:"bpffs,omitempty"` // where the BPF file system is; "" is defaultBPFFS
+	Known          []Device  `json:"known,omitempty"`         // all disks that were there, chosen or not
+	AutoReplicate  bool      `json:"autoReplicate,omitempty"` // what comes besides is replicated too
+	Service        string    `json:"service"`                 // systemd, detached or none
+	BPFFS          string    `json:"bpffs,omitempty"`         // where the BPF file system is; "" is defaultBPFFS
 	Installed      time.Time `json:"installed"`
 }
 

@@ -35,6 +35,8 @@ type Status struct {
 	Keeps    string     `json:"trackingKeeps,omitempty"` // whether it goes on without the agent
 	Disks    []DiskLine `json:"disks,omitempty"`
 
+	NotReplicated []SpareDisk `json:"notReplicated,omitempty"`
+
 	ReadRate  float64      `json:"readBytesPerSecond"`
 	SentRate  float64      `json:"sentBytesPerSecond"`                // after compression
 	ReadLimit float64      `json:"readLimitBytesPerSecond,omitempty"` // of the first copy, beside programs whose writes would take long
@@ -54,6 +56,7 @@ type DiskLine struct {
 	Size       int64        `json:"size"`
 	Replicated int64        `json:"replicated"`
 	Backlog    int64        `json:"backlog"`
+	Rescanned  int64        `json:"rescanned,omitempty"` // compared with the replica, during a rescan
 }
 
 // ReadStatus returns what the agent of a state directory said last, and whether
@@ -93,6 +96,18 @@ func (s Status) Print(w io.Writer) error {
 	}
 	for _, d := range s.Disks {
 		if _, err := fmt.Fprintf(w, "  %-14s %s  %s of %s\n", d.Name, bar(d.Replicated, d.Size, 30), humanBytes(d.Replicated), humanBytes(d.Size)); err != nil {
+			return err
+		}
+	}
+	for _, d := range s.NotReplicated {
+		note := ""
+		if d.New {
+			note = ", new since the installation: install again to replicate it"
+		}
+		if d.Reason != "" {
+			note = ": " + d.Reason
+		}
+		if _, err := fmt.Fprintf(w, "  %-14s not replicated (%s)%s\n", d.Name, humanBytes(d.Size), note); err != nil {
 			return err
 		}
 	}
@@ -159,11 +174,16 @@ type board struct {
 	failure error      // why replication does not go on
 	service error      // why the service cannot be asked
 	command pairing
+	spare   []SpareDisk
 }
 
 func (b *board) setFailure(err error) { b.mu.Lock(); b.failure = err; b.mu.Unlock() }
 func (b *board) setService(err error) { b.mu.Lock(); b.service = err; b.mu.Unlock() }
 func (b *board) setPairing(p pairing) { b.mu.Lock(); b.command = p; b.mu.Unlock() }
+
+func (b *board) setSpare(s []SpareDisk) { b.mu.Lock(); b.spare = s; b.mu.Unlock() }
+
+func (b *board) spareDisks() []SpareDisk { b.mu.Lock(); defer b.mu.Unlock(); return b.spare }
 
 func (b *board) read() (failure, service error, p pairing) {
 	b.mu.Lock()
@@ -173,9 +193,11 @@ func (b *board) read() (failure, service error, p pairing) {
 
 // status is what there is to say now; engine is nil while no disk is tracked.
 func (a *agent) status() Status {
-	failure, service, p := a.board.read()
+	c, ok := a.replication.progress()
+	failure := a.trouble(c)
+	_, service, p := a.board.read()
 	s := Status{Version: Version, SourceServerID: a.config.SourceServerID, Endpoint: a.config.Endpoint,
-		Time: a.now(), Command: p.Command, Throttle: p.Throttling, State: string(a.state())}
+		Time: a.now(), Command: p.Command, Throttle: p.Throttling, State: string(a.state()), NotReplicated: a.board.spareDisks()}
 	if pair, err := a.identity.certificate(); err == nil {
 		s.CertificateEnds = pair.Leaf.NotAfter
 	}
@@ -188,7 +210,6 @@ func (a *agent) status() Status {
 	if service != nil {
 		s.Service = service.Error()
 	}
-	c, ok := a.replication.progress()
 	if !ok {
 		return s
 	}
@@ -199,7 +220,7 @@ func (a *agent) status() Status {
 		s.LastPoint = &c.Point
 	}
 	for _, d := range c.Disks {
-		s.Disks = append(s.Disks, DiskLine{ID: d.Disk.ID, Name: d.Disk.Name, Size: d.Disk.Size, Replicated: d.Replicated, Backlog: d.Backlog})
+		s.Disks = append(s.Disks, DiskLine{ID: d.Disk.ID, Name: d.Disk.Name, Size: d.Disk.Size, Replicated: d.Replicated, Backlog: d.Backlog, Rescanned: d.Rescanned})
 	}
 	return s
 }

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -78,8 +79,9 @@ type world struct {
 	storeDir string
 
 	disks []*fault.Disk
-	state string // directory of the agent
-	bpffs string // where it pins
+	gone  map[int]bool // disks that are replicated no more
+	state string       // directory of the agent
+	bpffs string       // where it pins
 
 	mu         sync.Mutex      // guards what follows
 	cert       tls.Certificate // of the replication server
@@ -88,6 +90,7 @@ type world struct {
 	throttling int64
 	generation int64
 	registered []formgn.Disk
+	numbers    []string // what the numbers of disks were given to
 	machine    string
 	registers  int
 	revoked    map[string]bool
@@ -126,7 +129,7 @@ func newWorld(t *testing.T) *world {
 		t.Skip("SKIPPED: an agent has to be root")
 	}
 	t.Parallel()
-	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
+	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, gone: map[int]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
 		state: filepath.Join(t.TempDir(), "state"), bpffs: fault.BPF(t)}
 	var err error
 	if w.authority, err = ca.Open(t.TempDir(), ca.Options{}); err != nil {
@@ -288,10 +291,23 @@ func (w *world) Progress(context.Context, receive.Agent, receive.Progress)    {}
 func (w *world) Unhealthy(context.Context, receive.Agent, *wire.RefusedError) {}
 
 func (w *world) disksOf() (out []formgn.ReplicationDisk) {
-	for i, d := range w.registered {
+	for _, d := range w.registered {
+		is := isDisk(d)
+		i := slices.Index(w.numbers, is)
+		if i < 0 {
+			i, w.numbers = len(w.numbers), append(w.numbers, is)
+		}
 		out = append(out, formgn.ReplicationDisk{DiskID: int32(i), DeviceName: d.DeviceName, Bytes: d.Bytes, IsBootDisk: d.IsBootDisk, Serial: d.Serial})
 	}
 	return out
+}
+
+// isDisk is what a disk is known by.
+func isDisk(d formgn.Disk) string {
+	if d.Serial != nil && *d.Serial != "" {
+		return fmt.Sprint(*d.Serial, d.Bytes)
+	}
+	return fmt.Sprint(d.DeviceName, d.Bytes)
 }
 
 // handle registers the service's side of the agent's calls.
@@ -344,6 +360,22 @@ func (w *world) handle() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return &formgn.GetAgentReplicationInfoForMgnResponse{Disks: w.disksOf(), ReplicatorID: replicator, ReplicatorAddress: w.dataAt, Generation: pointer(w.generation)}, nil
+	})
+	awsapi.Handle(w.api, formgn.UpdateAgentReplicationInfoForMgn, func(_ ctx, in *formgn.UpdateAgentReplicationInfoForMgnRequest) (*formgn.UpdateAgentReplicationInfoForMgnResponse, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		before := w.registered
+		w.registered = nil
+		for _, r := range in.Disks {
+			d := formgn.Disk{DeviceName: r.DeviceName, Bytes: r.Bytes, IsBootDisk: r.IsBootDisk, Serial: r.Serial}
+			w.registered = append(w.registered, d)
+			for _, old := range before { // with a partition table by now
+				if i := slices.Index(w.numbers, isDisk(old)); i >= 0 && !slices.Contains(w.numbers, isDisk(d)) && old.DeviceName == d.DeviceName && old.Bytes == d.Bytes {
+					w.numbers[i] = isDisk(d)
+				}
+			}
+		}
+		return &formgn.UpdateAgentReplicationInfoForMgnResponse{Disks: w.disksOf()}, nil
 	})
 	awsapi.Handle(w.api, formgn.UpdateAgentBacklogForMgn, func(_ ctx, in *formgn.UpdateAgentBacklogForMgnRequest) (*formgn.UpdateAgentBacklogForMgnResponse, error) {
 		w.mu.Lock()
@@ -473,6 +505,9 @@ func (w *world) differs() string {
 		return err.Error()
 	}
 	for i, d := range w.disks {
+		if w.gone[i] {
+			continue
+		}
 		copied, err := v.Disk(block.DiskID(i))
 		if err != nil {
 			return err.Error()

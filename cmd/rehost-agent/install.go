@@ -24,6 +24,7 @@ type installCommand struct {
 	NoPrompt       bool              `help:"Ask nothing; what is missing is an error."`
 	Devices        []string          `help:"Disks to replicate; the root disk always is. A partition stands for its disk. Default: all." placeholder:"/dev/sda,/dev/sdb"`
 	ForceVolumes   bool              `help:"With --no-prompt: exactly the disks listed, nothing is detected; list the root disk too."`
+	AutoReplicate  bool              `name:"auto-replicate-new-disks" help:"Replicate disks that are attached later, too."`
 	Tags           map[string]string `help:"Tags of a new source server." placeholder:"KEY=VALUE"`
 	UserProvidedID string            `name:"user-provided-id" help:"An id of your own for this machine; it cannot be changed later." placeholder:"ID"`
 	NoReplication  bool              `help:"Install only; replication is started by the service later."`
@@ -46,7 +47,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, BPFFS: c.BPFFS, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, BPFFS: c.BPFFS, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone

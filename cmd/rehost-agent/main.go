@@ -21,6 +21,7 @@ type cli struct {
 	Install   installCommand   `cmd:"" help:"Register this machine and start to replicate it."`
 	Run       runCommand       `cmd:"" help:"Be the agent: what the service or init system starts."`
 	Status    statusCommand    `cmd:"" help:"Show what the agent does."`
+	Rescan    rescanCommand    `cmd:"" help:"Compare all disks with the replica, and send what differs."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
 	Version   kong.VersionFlag `help:"Print the version."`
 }
@@ -104,6 +105,24 @@ func (c *statusCommand) Run() error {
 		return s.PrintJSON(os.Stdout)
 	}
 	return s.Print(os.Stdout)
+}
+
+type rescanCommand struct {
+	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
+}
+
+// Run implements the command.
+func (c *rescanCommand) Run() error {
+	running, err := agent.Rescan(c.StateDir)
+	if err != nil {
+		return err
+	}
+	if !running {
+		fmt.Println("The agent does not run: it will compare all disks when it starts.")
+		return nil
+	}
+	fmt.Println("The agent compares all disks with the replica; rehost-agent status shows the progress (RESCAN).")
+	return nil
 }
 
 type uninstallCommand struct {
