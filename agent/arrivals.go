@@ -39,12 +39,14 @@ func (a *agent) lookForDisks(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	placed, unsure := a.present(want.Disks)
+	placed, err := a.present(want.Disks)
+	// What has become of the disks that are known comes first.
+	sure := err == nil && slices.EqualFunc(placed, want.Disks, func(a, b block.Disk) bool { return a.Size == b.Size })
 	var spare []SpareDisk
 	var add []block.Disk
 	for _, d := range all {
 		if slices.ContainsFunc(placed, func(o block.Disk) bool { return o.Name == d.Name }) ||
-			unsure != nil && slices.ContainsFunc(want.Disks, func(o block.Disk) bool { return o.Name == d.Name || o.Serial != "" && d.Is(o.Serial) }) {
+			!sure && slices.ContainsFunc(want.Disks, func(o block.Disk) bool { return o.Name == d.Name || o.Serial != "" && d.Is(o.Serial) }) {
 			continue
 		}
 		s := SpareDisk{Name: d.Name, Size: d.Size, New: !a.known(d), Reason: d.Unfit}
@@ -61,7 +63,7 @@ func (a *agent) lookForDisks(ctx context.Context) error {
 		}
 	}
 	a.board.setSpare(spare)
-	if !a.config.AutoReplicate || len(add) == 0 || want.Command != commandStart || unsure != nil {
+	if !a.config.AutoReplicate || len(add) == 0 || want.Command != commandStart || !sure {
 		return nil
 	}
 	for _, d := range add {

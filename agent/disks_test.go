@@ -155,6 +155,9 @@ func (w *world) latest() (p block.Point, sessions int) {
 // TestAgent_DisksRenamed: names change places at a reboot, and each disk's content
 // goes where it went before. A disk in the place of another one, or one that two
 // disks could be, stops replication before anything is sent.
+//
+// It was tried what this notices: disks found by their names (disk 0 differs in the
+// end), and the first of two that are alike taken.
 func TestAgent_DisksRenamed(t *testing.T) {
 	w := newWorld(t)
 	for i, d := range w.disks {

@@ -234,7 +234,7 @@ func (r *replication) session(ctx context.Context, want pairing) error {
 		return err
 	}
 	r.mu.Lock()
-	if !slices.Equal(r.want.Disks, p.Disks) && r.engine != nil {
+	if r.engine != nil && !slices.EqualFunc(r.want.Disks, p.Disks, func(a, b block.Disk) bool { return a.ID == b.ID && a.Size == b.Size }) {
 		r.mu.Unlock()
 		r.closeEngine() // other disks, or of another size
 		r.mu.Lock()

@@ -43,7 +43,7 @@ type RunOptions struct {
 const (
 	pollEvery   = 3 * time.Second
 	reportEvery = 2 * time.Second
-	lookEvery   = 15 * time.Second
+	lookEvery   = time.Minute
 	pollMax     = time.Minute
 	memoryLimit = 160 << 20 // of the Go heap; maps and stacks of the kernel side come on top, 250 MB in all
 )

@@ -38,7 +38,7 @@ type unread struct {
 	set     *Set // nil: everything can be read
 	retryAt time.Time
 	delay   time.Duration
-	logged  string
+	logged  string // disk and offset
 
 	mu       sync.Mutex // guards, while readers run:
 	failures []int      // in this round, of each disk
@@ -88,9 +88,9 @@ func (u *unread) end(e *Engine) bool {
 		u.retryAt = e.now().Add(u.delay)
 	}
 	err := u.report(e)
-	if text := err.Error(); text != u.logged { // not at every attempt
+	if at := fmt.Sprint(err.First.Disk, " ", err.First.Offset); at != u.logged { // not at every attempt
 		e.log.Warn("a disk cannot be read everywhere; the rest goes on, without points", "err", err)
-		u.logged = text
+		u.logged = at
 	}
 	e.status.unreadable(err)
 	return false
@@ -215,7 +215,7 @@ type UnreadError struct {
 }
 
 func (e *UnreadError) Error() string {
-	return fmt.Sprintf("%v; %d bytes in %d places cannot be read, the rest goes on", &e.First, e.Bytes, e.Ranges)
+	return fmt.Sprintf("%v; in all %d bytes in %d ranges cannot be read, the rest goes on", &e.First, e.Bytes, e.Ranges)
 }
 
 // Unwrap returns the [*DiskError] of the first range.
