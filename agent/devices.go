@@ -202,12 +202,17 @@ func find(now []capture.Device, d block.Disk) (found capture.Device, err error) 
 	return found, &strangerError{d, inPlace.Disk}
 }
 
-// present finds the disks, as locate does. Those that are being tracked are where
-// the engine has them open, whatever partition table was written to them since.
+// present finds the disks, as locate does. Those that are being tracked are the
+// devices that the engine has open, whatever partition table was written to them
+// since: no other device gets their numbers as long as they are open.
 func (a *agent) present(disks []block.Disk) ([]block.Disk, error) {
 	c, tracked := a.replication.progress()
 	if !tracked {
 		return locate(a.system, disks, a.config.Disks)
+	}
+	now, err := here(a.system, a.config.Disks)
+	if err != nil {
+		return nil, err
 	}
 	var out []block.Disk
 	for _, d := range disks {
@@ -215,13 +220,14 @@ func (a *agent) present(disks []block.Disk) ([]block.Disk, error) {
 		if i < 0 {
 			return locate(a.system, disks, a.config.Disks)
 		}
-		now, err := a.system.Resolve([]string{c.Disks[i].Disk.Name})
-		if err != nil || len(now) != 1 {
+		open := c.Disks[i]
+		i = slices.IndexFunc(now, func(o capture.Device) bool { return o.Major == open.Major && o.Minor == open.Minor })
+		if i < 0 {
 			return nil, &missingError{d}
 		}
-		d.Name, d.Size = now[0].Name, now[0].Size
-		if d.Unmarked() && now[0].Unmarked() {
-			d.Serial = now[0].Serial
+		d.Name, d.Size = now[i].Name, now[i].Size
+		if d.Unmarked() && now[i].Unmarked() {
+			d.Serial = now[i].Serial
 		}
 		out = append(out, d)
 	}

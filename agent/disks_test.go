@@ -230,11 +230,16 @@ func TestAgent_Partitioned(t *testing.T) {
 		return w.registered[1].Serial != nil && *w.registered[1].Serial == "gpt:a2a2a2a2-a2a2-a2a2-a2a2-a2a2a2a2a2a2"
 	})
 	w.equal("with identities")
+	b.insert("sdb", "sda")(w.disks...) // another disk has the name of one that is open
+	w.stopReceiver()
+	w.startReceiver()
+	w.wait("the new names", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.registered[0].DeviceName == b.path("sdb") })
+	w.equal("names changed places while the disks were open")
 	w.reboot(stop)
-	b.insert("sdb", "sda")(w.disks...)
+	b.insert("sda", "sdb")(w.disks...)
 	stop = w.runIn(b)
 	w.scribble(0, 1<<20, diskSize)
-	w.equal("names changed places")
+	w.equal("and back, at a reboot")
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

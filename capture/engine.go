@@ -131,7 +131,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	e := newEngine(o, l, tracker)
-	e.sources = sources
+	e.sources, e.status.devices = sources, sources
 	e.read = func(disk int, x block.Extent, buf []byte) error { return sources[disk].read(x, buf) }
 	e.pacer = &pacer{now: e.now, look: func() (out []writeTimes, err error) {
 		for _, s := range sources {

@@ -30,6 +30,8 @@ const (
 // A DiskStatus is what is known of one disk, in bytes.
 type DiskStatus struct {
 	Disk       block.Disk
+	Major      uint32 // of the device that is open, whatever has its name by now
+	Minor      uint32
 	Replicated int64 // durable on the other side
 	Backlog    int64 // known to be changed and not yet read, what cannot be read included
 	Rescanned  int64 // compared with the replica, while that is under way
@@ -65,6 +67,7 @@ type status struct {
 	bytesRead, bytesSent atomic.Int64
 	backlog              []atomic.Int64 // bytes of each disk, while a round runs
 	foreign              []atomic.Int64 // of these, those still to be compared
+	devices              []*source      // what is open; constant
 
 	mu         sync.Mutex // guards:
 	running    bool
@@ -260,6 +263,9 @@ func (e *Engine) Status() Status {
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
 	for i, d := range e.disks {
 		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load()}
+		if s.devices != nil {
+			ds.Major, ds.Minor = s.devices[i].major, s.devices[i].minor
+		}
 		if s.rescan {
 			ds.Rescanned = d.Size - max(0, s.foreign[i].Load())
 		}
