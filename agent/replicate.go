@@ -37,6 +37,7 @@ type engine interface {
 	Run(ctx context.Context, sink capture.Sink, last block.Seq) error
 	Status() capture.Status
 	Rescan()
+	Retry()
 	SetBandwidth(mbit int64)
 	Pause()
 	Resume()
@@ -87,7 +88,7 @@ type replication struct {
 func (r *replication) init(p pairing) { r.want, r.changed = p, make(chan struct{}) }
 
 // command says what is wanted, and returns whether that is news. Retry ends a
-// delay at once.
+// delay at once, and has what could not be read tried again.
 func (r *replication) command(name string, throttling int64, retry bool) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,7 +100,9 @@ func (r *replication) command(name string, throttling int64, retry bool) (change
 		r.changed = make(chan struct{})
 	}
 	if r.engine != nil {
-		obey(r.engine, r.want)
+		if obey(r.engine, r.want); retry {
+			r.engine.Retry()
+		}
 	}
 	return changed
 }

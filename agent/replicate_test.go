@@ -30,6 +30,7 @@ func (e *stillEngine) Run(ctx context.Context, _ capture.Sink, _ block.Seq) erro
 	return context.Cause(ctx)
 }
 func (e *stillEngine) Rescan()                {}
+func (e *stillEngine) Retry()                 {}
 func (e *stillEngine) Status() capture.Status { return capture.Status{} }
 func (e *stillEngine) SetBandwidth(n int64)   { e.mu.Lock(); e.mbit = n; e.mu.Unlock() }
 func (e *stillEngine) Pause()                 { e.mu.Lock(); e.paused = true; e.mu.Unlock() }

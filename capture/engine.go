@@ -50,8 +50,8 @@ type Options struct {
 // An Engine follows disks from the moment it is opened and replicates them to
 // one sink after another. What it knows to be changed outlives a sink.
 //
-// Status, Pause, Resume and SetBandwidth may be called at any time; Run by one
-// goroutine at a time.
+// Status, Pause, Resume, Retry and SetBandwidth may be called at any time; Run and
+// Rescan by one goroutine at a time.
 type Engine struct {
 	disks   []block.Disk
 	sources []*source

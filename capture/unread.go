@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rehost/block"
@@ -38,7 +39,8 @@ type unread struct {
 	set     *Set // nil: everything can be read
 	retryAt time.Time
 	delay   time.Duration
-	logged  string // disk and offset
+	logged  string      // disk and offset
+	due     atomic.Bool // it is to be tried at once
 
 	mu       sync.Mutex // guards, while readers run:
 	failures []int      // in this round, of each disk
@@ -46,11 +48,17 @@ type unread struct {
 	cause    *DiskError // of the lowest of them
 }
 
+// Retry has what could not be read tried again in the next round, as after a disk
+// was mended. It may be called at any time.
+func (e *Engine) Retry() { e.unread.due.Store(true) }
+
 // begin readies a round: what is due is to be read again.
 func (u *unread) begin(e *Engine) {
 	u.failures = make([]int, len(e.disks))
-	if u.set == nil || e.now().Before(u.retryAt) {
+	if due := u.due.Swap(false); u.set == nil || !due && e.now().Before(u.retryAt) {
 		return
+	} else if due {
+		u.delay = 0
 	}
 	u.retryAt = time.Time{}
 	e.todo.addAll(u.set)

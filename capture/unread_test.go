@@ -128,6 +128,28 @@ func TestEngine_Unreadable(t *testing.T) {
 	}
 }
 
+// TestEngine_Retry: however far away the next attempt is, who asks for one gets it.
+func TestEngine_Retry(t *testing.T) {
+	l := fault.Loop(t, 2<<20)
+	disks := disksOf(t, l)
+	e := openEngine(t, Options{Disks: disks})
+	now := time.Now()
+	e.now = func() time.Time { return now } // and stays so
+	l.Truncate(t, 1<<20)
+	rep := newReplica(disks)
+	start(t, e, rep, 0)
+	until(t, "the state to say so", func() bool { return e.Status().State == Stalled && e.Status().Err != nil })
+	l.Truncate(t, 2<<20)
+	rounds := e.Status().Rounds
+	until(t, "rounds", func() bool { return e.Status().Rounds > rounds+2 })
+	if e.Status().Err == nil {
+		t.Fatal("it was tried again too early")
+	}
+	e.Retry()
+	until(t, "a point", func() bool { return rep.consistent() > 0 && e.Status().Err == nil })
+	rep.differs(t, disks)
+}
+
 // TestEngine_BadSectors makes single blocks unreadable. They are found, whatever the
 // granules; of what need not be read, as between two changed blocks, nobody has to know.
 func TestEngine_BadSectors(t *testing.T) {

@@ -184,3 +184,28 @@ func TestErrors_Shapes(t *testing.T) {
 		t.Errorf("not operations of the model: %v", calls)
 	}
 }
+
+// TestFlow: what an agent says it is doing is shown as far as it can be true.
+func TestFlow(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		reported   mgn.DataReplicationState
+		firstPoint time.Duration // ago; 0: there is none
+		want       mgn.DataReplicationState
+	}{
+		{"INITIAL_SYNC", 0, "INITIAL_SYNC"},
+		{"INITIAL_SYNC", time.Hour, "RESCAN"},
+		{"RESCAN", time.Hour, "RESCAN"},
+		{"RESCAN", 0, "INITIAL_SYNC"}, // of a first copy that was interrupted
+		{"CONTINUOUS", 0, "CREATING_SNAPSHOT"},
+		{"CONTINUOUS", time.Hour, "CONTINUOUS"},
+	} {
+		s := &server{}
+		if s.Replication.Flow = mgn.DataReplicationStateBacklog; c.firstPoint > 0 {
+			s.Replication.FirstPoint = stamp(now.Add(-c.firstPoint))
+		}
+		if s.flow(c.reported, now); s.Replication.Flow != c.want {
+			t.Errorf("%s, first point %v ago: got %s, want %s", c.reported, c.firstPoint, s.Replication.Flow, c.want)
+		}
+	}
+}
