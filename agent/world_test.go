@@ -482,7 +482,7 @@ func (w *world) pinned() (names []string) {
 // wait waits until ok, or fails with what.
 func (w *world) wait(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -530,7 +530,7 @@ func (w *world) differs() string {
 func (w *world) equal(when string) {
 	w.t.Helper()
 	last := ""
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if last = w.differs(); last == "" {
 			return
 		}

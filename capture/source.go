@@ -62,7 +62,7 @@ func (s *source) checkSize() error {
 	case n < s.disk.Size:
 		return &DiskError{Disk: s.disk.Name, Op: "size", Err: fmt.Errorf("%w: %d bytes, was %d", ErrShrunk, n, s.disk.Size)}
 	case n > s.disk.Size:
-		return &DiskError{Disk: s.disk.Name, Op: "size", Err: fmt.Errorf("the disk has grown from %d to %d bytes; remove it from replication and add it again", s.disk.Size, n)}
+		return &DiskError{Disk: s.disk.Name, Op: "size", Err: fmt.Errorf("the disk has grown from %d to %d bytes, and is replicated anew once the service knows", s.disk.Size, n)}
 	}
 	return nil
 }
