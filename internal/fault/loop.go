@@ -1,5 +1,6 @@
 // Package fault makes broken things for tests: disks that can no longer be
-// read, and disks that shrink.
+// read, and disks that shrink. And it judges what others make of a power cut: a
+// [Recorder] writes to disks and knows what they can have held at any instant.
 package fault
 
 import (
@@ -13,7 +14,7 @@ import (
 	"rehost/internal/loop"
 )
 
-// A Disk is a loop device over a file that can be taken from under it.
+// A Disk is a loop device over a file, which can be taken from under it, or over memory.
 type Disk struct {
 	*loop.Device
 	backing string
@@ -70,6 +71,23 @@ func Loop(t testing.TB, size int64) *Disk {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return attach(t, f, size)
+}
+
+// Memory makes a disk of size bytes like [Loop], but over memory: what is flushed
+// waits for no other disk.
+func Memory(t testing.TB, size int64) *Disk {
+	t.Helper()
+	fd, err := unix.MemfdCreate("rehost-fault", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return attach(t, os.NewFile(uintptr(fd), "memory"), size)
+}
+
+// attach closes f.
+func attach(t testing.TB, f *os.File, size int64) *Disk {
+	t.Helper()
 	defer f.Close()
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
@@ -83,5 +101,5 @@ func Loop(t testing.TB, size int64) *Disk {
 			t.Errorf("detach %s: %v", d.Path, err)
 		}
 	})
-	return &Disk{Device: d, backing: path}
+	return &Disk{Device: d, backing: f.Name()}
 }
