@@ -7,11 +7,12 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: help build demo test race bench generate lint clean
+.PHONY: help build demo test soak bench generate lint clean
 
 help:
 	@echo "make demo       replicate, launch, test and cut over a server in QEMU (KEEP=1 leaves it running)"
 	@echo "make test       run every test, real disks, kernels and machines included"
+	@echo "make soak       an hour of faults under load, every point judged (SOAK=10m for less; SOAK_SEED=N in that order)"
 	@echo "make bench      measure against peers; writes build/bench.json"
 	@echo "make build      build/rehost, build/rehost-agent"
 	@echo "make generate   make all generated code again (needs clang)"
@@ -39,6 +40,11 @@ test:
 	{ CGO_ENABLED=1 $(GO) test -race -json -p 2 -timeout 15m $$($(GO) list ./... | grep -v '^rehost/e2e'); \
 	  $(GO) test -json -run TestModel ./capture; \
 	  $(GO) test -json -p 1 -timeout 15m ./e2e/...; } | $(GO) run ./internal/testreport
+
+soak: SOAK ?= 1h
+soak:
+	@scripts/setup test
+	SOAK='$(SOAK)' $(GO) test -run 'TestSoak$$' -v -count=1 -timeout 0 ./e2e
 
 bench:
 	@scripts/setup bench

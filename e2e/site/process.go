@@ -68,6 +68,17 @@ func (p *Process) Err() error {
 	}
 }
 
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Signal sends the process a signal.
+func (p *Process) Signal(sig os.Signal) error {
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("send %v to %s: %w", sig, p.cmd.Path, err)
+	}
+	return nil
+}
+
 // Stop ends the process as a service manager would, and waits for it. It
 // answers how the process ended.
 func (p *Process) Stop() error {

@@ -17,7 +17,7 @@ var ErrImpossible = errors.New("no power cut could have left this")
 type Verdict struct {
 	At      time.Time     // the first instant at which it could
 	Slack   time.Duration // how long it could have been there: how sharply it was looked at
-	Flying  int           // sectors whose newest write, in or out, was in flight then
+	Flying  int           // sectors that a write, which is there or not, was in flight to then
 	Cut     int           // sectors that hold a part of a write, byte for byte
 	Sectors int
 }
@@ -116,8 +116,10 @@ func (t *trial) sector(disk, sector int, list []*write, data []byte) error {
 	if to := stays[len(stays)-1]; to.to < t.hi {
 		t.hi, t.last = to.to, fmt.Sprintf("d%d, sector %d holds %v and not %v, completed at %s", disk, sector, to.of, to.next, stamp(to.to))
 	}
-	if newest := list[len(list)-1]; newest.end() > t.lo {
-		t.flying = append(t.flying, [2]int64{newest.issued, newest.end()})
+	for _, w := range []*write{stays[0].of, stays[0].next} {
+		if w != nil && w.end() > t.lo && w.issued < t.hi {
+			t.flying = append(t.flying, [2]int64{w.issued, w.end()})
+		}
 	}
 	return nil
 }
@@ -134,7 +136,11 @@ func staysOf(disk, sector int, list []*write, data []byte, lo int64) (stays []st
 	}
 	if isZero(data) {
 		for i := len(list) - 1; i >= 0; i-- {
-			if s := at(i); s.of.zeroes() && (len(stays) == 0 || s.to > lo) {
+			s := at(i)
+			if len(stays) > 0 && s.to <= lo {
+				break
+			}
+			if s.of.zeroes() {
 				stays = append(stays, s)
 			}
 		}

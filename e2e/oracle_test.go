@@ -1,0 +1,172 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"rehost/block"
+	"rehost/capture"
+	"rehost/e2e/road"
+	"rehost/internal/fault"
+	"rehost/store"
+)
+
+// TestOracle replicates three disks of one server, through the kernel's tracker,
+// TLS and the encrypted store, while a recorder writes to them. Every recovery
+// point is then opened and judged: it must be what a power cut at one instant, not
+// before the one that it states, would have left. docs/capture.md says what that
+// proves.
+func TestOracle(t *testing.T) {
+	need(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	disks := []*fault.Disk{fault.Loop(t, 512<<10), fault.Loop(t, 384<<10+512*5), fault.Memory(t, 256<<10)}
+	dir := t.TempDir()
+	receiver, err := road.Receive(dir, slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer receiver.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	described, err := road.Disks(disks[0].Path, disks[1].Path, disks[2].Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine, err := capture.Open(ctx, capture.Options{Disks: described, Pause: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	if st := engine.Status(); st.Method != capture.EBPF {
+		t.Skipf("this machine has no tracker: %s", st.Reason)
+	}
+	session, err := road.Dial(ctx, dir, receiver.Address, described)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	replication, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	const fastest = time.Millisecond
+	recorder := fault.Record(t, seed, fastest, disks...)
+	go func() { ended <- engine.Run(replication, session, session.Last().Seq) }()
+
+	began, pace := time.Now(), fastest
+	for before := uint64(0); before < 100 || before < 600 && time.Since(began) < 6*time.Second; time.Sleep(50 * time.Millisecond) {
+		select {
+		case err := <-ended:
+			t.Fatalf("replication ended: %v", err)
+		case <-ctx.Done():
+			t.Fatalf("only %d points within 4 minutes", before)
+		default:
+		}
+		// The load is to be one that rounds converge under, on any machine.
+		now := engine.Status().Epochs
+		if pace = max(pace*3/4, fastest); now == before {
+			pace = min(pace*2, 40*time.Millisecond)
+		}
+		before = now
+		recorder.Pace(pace)
+	}
+	recorder.Stop()
+	quiet := time.Now()
+	eventually(t, ctx, "a point behind the last write", func() bool { return engine.Status().Point.Time.After(quiet) })
+	st := engine.Status()
+	stop()
+	<-ended
+
+	replica, err := receiver.Store.Replica(ctx, road.ServerID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := newJury(recorder, replica, len(disks))
+	if err := j.sit(ctx); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%v; %d rounds, %d conflicts; %v", recorder, st.Rounds, st.Conflicts, j)
+	if len(j.judged) < 100 {
+		t.Errorf("only %d points were judged: nothing is shown", len(j.judged))
+	}
+	newest, _ := replica.Consistent()
+	for i, d := range disks {
+		same(t, replica, newest, i, d.Path)
+	}
+}
+
+// A jury judges the consistent points of a replica by what a recorder wrote.
+type jury struct {
+	recorder *fault.Recorder
+	replica  *store.Replica
+	disks    int // the first ones of the server are the recorder's
+	judged   map[block.Seq]time.Time
+	slack    []time.Duration
+	flying   int
+	cut      int
+}
+
+func newJury(recorder *fault.Recorder, replica *store.Replica, disks int) *jury {
+	return &jury{recorder: recorder, replica: replica, disks: disks, judged: map[block.Seq]time.Time{}}
+}
+
+// sit judges every point that was not judged yet, the newest first, until ctx ends.
+// It answers for all that are impossible.
+func (j *jury) sit(ctx context.Context) (err error) {
+	points, before := j.replica.Points(), time.Now()
+	for i, p := range slices.Backward(points) {
+		if !p.Consistent() || j.judged[p.Seq].Equal(p.Time) {
+			continue
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		known := before
+		if i+1 < len(points) {
+			known = points[i+1].Time // a round begins when the one before is committed
+		}
+		v, judgement := j.judge(p, known)
+		if errors.Is(judgement, store.ErrNoPoint) {
+			continue // withdrawn since
+		}
+		j.judged[p.Seq] = p.Time
+		if judgement != nil {
+			err = errors.Join(err, fmt.Errorf("point %v of %v: %w", p.Seq, p.Time, judgement))
+			continue
+		}
+		j.slack, j.flying, j.cut = append(j.slack, v.Slack), j.flying+v.Flying, j.cut+v.Cut
+	}
+	return err
+}
+
+func (j *jury) judge(p store.RecoveryPoint, known time.Time) (v fault.Verdict, err error) {
+	view, err := j.replica.At(p.Seq)
+	if err != nil {
+		return v, err
+	}
+	var disks []io.ReaderAt
+	for _, d := range view.Disks()[:j.disks] {
+		device, err := view.Disk(d.ID)
+		if err != nil {
+			return v, err
+		}
+		disks = append(disks, device)
+	}
+	return j.recorder.Judge(p.Time, known, disks)
+}
+
+// String says what was judged.
+func (j *jury) String() string {
+	slack := slices.Sorted(slices.Values(j.slack))
+	if len(slack) == 0 {
+		return "no point judged"
+	}
+	return fmt.Sprintf("%d points judged; %d sectors in flight at a point, %d cut; slack p50 %v, p99 %v", len(j.judged),
+		j.flying, j.cut, slack[len(slack)/2], slack[len(slack)*99/100])
+}
