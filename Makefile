@@ -7,7 +7,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: help build demo test soak bench generate lint clean
+.PHONY: help build demo test soak race bench generate lint clean
 
 help:
 	@echo "make demo       replicate, launch, test and cut over a server in QEMU (KEEP=1 leaves it running)"

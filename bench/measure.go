@@ -164,17 +164,6 @@ func (b *bench) pointAge(ctx context.Context) error {
 	return os.RemoveAll(dir)
 }
 
-// idle is what an agent takes beside a disk that nobody writes to.
-func (b *bench) idle(ctx context.Context) error {
-	fmt.Println("idle: a disk of 1 GiB that nobody writes to, 20 s")
-	s, err := b.aside(ctx, "idle", 1<<30, 20*time.Second)
-	if err != nil {
-		return err
-	}
-	b.figures["idle_cpu_pct"] = s.CPUSeconds / s.Seconds * 100
-	return nil
-}
-
 // memory is what an agent takes for a disk of 1 TiB, half a minute into its first copy.
 func (b *bench) memory(ctx context.Context) error {
 	fmt.Println("memory: 30 s of the first copy of a sparse disk of 1 TiB")
