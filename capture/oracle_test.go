@@ -20,7 +20,6 @@ import (
 type oracle struct {
 	disks    []block.Disk
 	recorder *fault.Recorder
-	pace     time.Duration // of the recorder, at its fastest
 	engine   *Engine
 	rep      *replica
 
@@ -35,7 +34,7 @@ type oracle struct {
 func newOracle(t *testing.T, disk func(testing.TB, int64) *fault.Disk, seed uint64, pace time.Duration) *oracle {
 	t.Helper()
 	loops := []*fault.Disk{disk(t, 2<<20), disk(t, 1<<20+512*3), disk(t, 1<<20)}
-	o := &oracle{disks: disksOf(t, loops...), pace: pace}
+	o := &oracle{disks: disksOf(t, loops...)}
 	o.engine = openEngine(t, Options{Disks: o.disks, Pause: time.Millisecond})
 	o.rep = newReplica(o.disks)
 	o.recorder = fault.Record(t, seed, pace, loops...)
@@ -72,7 +71,7 @@ func (o *oracle) run(t *testing.T, sink Sink, enough func(points int) bool) erro
 			t.Errorf("replication ended: %v", err)
 		}
 	}()
-	before, pace := 0, o.pace
+	before := 0
 	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		o.mu.Lock()
 		points, err := o.points, o.illegal
@@ -80,12 +79,8 @@ func (o *oracle) run(t *testing.T, sink Sink, enough func(points int) bool) erro
 		if enough(points) || err != nil {
 			return err
 		}
-		// The load is to be one that rounds converge under, on any machine.
-		if pace = max(pace*3/4, o.pace); points == before {
-			pace = min(pace*2, 40*time.Millisecond)
-		}
+		o.recorder.Yield(points > before)
 		before = points
-		o.recorder.Pace(pace)
 	}
 	return nil
 }

@@ -55,11 +55,10 @@ func TestOracle(t *testing.T) {
 	defer session.Close()
 	replication, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
-	const fastest = time.Millisecond
-	recorder := fault.Record(t, seed, fastest, disks...)
+	recorder := fault.Record(t, seed, time.Millisecond, disks...)
 	go func() { ended <- engine.Run(replication, session, session.Last().Seq) }()
 
-	began, pace := time.Now(), fastest
+	began := time.Now()
 	for before := uint64(0); before < 100 || before < 600 && time.Since(began) < 6*time.Second; time.Sleep(50 * time.Millisecond) {
 		select {
 		case err := <-ended:
@@ -68,13 +67,9 @@ func TestOracle(t *testing.T) {
 			t.Fatalf("only %d points within 4 minutes", before)
 		default:
 		}
-		// The load is to be one that rounds converge under, on any machine.
 		now := engine.Status().Epochs
-		if pace = max(pace*3/4, fastest); now == before {
-			pace = min(pace*2, 40*time.Millisecond)
-		}
+		recorder.Yield(now > before)
 		before = now
-		recorder.Pace(pace)
 	}
 	recorder.Stop()
 	quiet := time.Now()

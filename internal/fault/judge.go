@@ -116,7 +116,7 @@ func (t *trial) sector(disk, sector int, list []*write, data []byte) error {
 	if to := stays[len(stays)-1]; to.to < t.hi {
 		t.hi, t.last = to.to, fmt.Sprintf("d%d, sector %d holds %v and not %v, completed at %s", disk, sector, to.of, to.next, stamp(to.to))
 	}
-	for _, w := range []*write{stays[0].of, stays[0].next} {
+	for _, w := range slices.Compact([]*write{stays[0].of, stays[0].next}) {
 		if w != nil && w.end() > t.lo && w.issued < t.hi {
 			t.flying = append(t.flying, [2]int64{w.issued, w.end()})
 		}
@@ -150,7 +150,7 @@ func staysOf(disk, sector int, list []*write, data []byte, lo int64) (stays []st
 	}
 	if l, whole := decode(data); whole {
 		i, found := slices.BinarySearchFunc(list, l.number, func(w *write, n uint64) int { return cmp.Compare(w.number, n) })
-		if !found || list[i].zeroes() || list[i].label(sector) != l || l.disk != disk {
+		if !found || list[i].zeroes() || list[i].label(sector) != l {
 			return nil, false, fmt.Errorf("holds write %d/%d of d%d, sector %d, which was never made there", l.writer, l.number, l.disk, l.sector)
 		}
 		return []stay{at(i)}, false, nil

@@ -240,9 +240,14 @@ func TestJudge_Foreign(t *testing.T) {
 		return b, i * sectorSize
 	}
 	for name, spoil := range map[string]func(b []byte, at int){
-		"a bit is wrong": func(b []byte, at int) { b[at+100] ^= 4 },
-		"another sector": func(b []byte, at int) { copy(b[at+sectorSize:], b[at:at+sectorSize]) },
-		"noise":          func(b []byte, at int) { b[at] = 'X' },
+		"a bit is wrong":             func(b []byte, at int) { b[at+100] ^= 4 },
+		"another sector":             func(b []byte, at int) { copy(b[at+sectorSize:], b[at:at+sectorSize]) },
+		"the same of another sector": func(b []byte, at int) { m.holds(&good, 0, at/sectorSize).encode(at/sectorSize+1, b[at:][:sectorSize]) },
+		"the same of another writer": func(b []byte, at int) {
+			w := m.holds(&good, 0, at/sectorSize)
+			(&write{number: w.number, writer: w.writer + 1, issued: w.issued}).encode(at/sectorSize, b[at:][:sectorSize])
+		},
+		"noise": func(b []byte, at int) { b[at] = 'X' },
 		"never issued": func(b []byte, at int) {
 			(&write{number: 1e6, first: at / sectorSize, count: 1}).encode(at/sectorSize, b[at:])
 		},

@@ -36,7 +36,8 @@ const (
 type Recorder struct {
 	history
 	drift time.Duration // when it began
-	pace  atomic.Int64
+	pace  atomic.Int64  // nanoseconds, and
+	least atomic.Int64  // at its fastest
 	stop  chan struct{}
 	once  sync.Once
 	done  sync.WaitGroup
@@ -75,7 +76,24 @@ func Record(t testing.TB, seed uint64, pace time.Duration, disks ...*Disk) *Reco
 }
 
 // Pace changes how often each writer writes, on average; 0 is as fast as it can.
-func (r *Recorder) Pace(d time.Duration) { r.pace.Store(int64(d)) }
+func (r *Recorder) Pace(d time.Duration) {
+	r.least.Store(int64(d))
+	r.pace.Store(int64(d))
+}
+
+// slowest is how seldom a writer writes that was asked to be slower again and again.
+const slowest = 40 * time.Millisecond
+
+// Yield makes the writers slower where whoever follows them has made no progress,
+// and faster again, up to their pace, where it has. So a load can be one that is
+// followed on any machine. It is to be called some ten times a second.
+func (r *Recorder) Yield(progress bool) {
+	pace, least := r.pace.Load(), r.least.Load()
+	if pace = max(pace*3/4, least); !progress {
+		pace = max(least, min(max(pace, int64(time.Millisecond))*2, int64(slowest)))
+	}
+	r.pace.Store(pace)
+}
 
 // Stop ends the writers. Afterwards every write has returned. It may be called twice.
 func (r *Recorder) Stop() {
