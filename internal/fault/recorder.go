@@ -44,7 +44,7 @@ type Recorder struct {
 	made  [kinds]atomic.Int64
 }
 
-// Record begins to write to disks that hold zeros only, each writer about once in
+// Record begins to write to disks that hold zeros only and are 256 KiB or longer, each writer about once in
 // pace. The schedule follows from seed, up to what the machine makes of it. The
 // writers end with the test, at the latest.
 func Record(t testing.TB, seed uint64, pace time.Duration, disks ...*Disk) *Recorder {
@@ -60,6 +60,7 @@ func Record(t testing.TB, seed uint64, pace time.Duration, disks ...*Disk) *Reco
 		sizes = append(sizes, size/sectorSize)
 	}
 	r.history = newHistory(sizes)
+	t.Cleanup(r.Stop)
 	for id := range recordWriters {
 		w := &recordWriter{r: r, id: id, rnd: rand.New(rand.NewPCG(seed, uint64(id)))}
 		if err := w.open(disks); err != nil {
@@ -71,7 +72,6 @@ func Record(t testing.TB, seed uint64, pace time.Duration, disks ...*Disk) *Reco
 			}
 		})
 	}
-	t.Cleanup(r.Stop)
 	return r
 }
 
