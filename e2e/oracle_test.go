@@ -112,8 +112,9 @@ func newJury(recorder *fault.Recorder, replica *store.Replica, disks int) *jury 
 }
 
 // sit judges every point that was not judged yet, the newest first, until ctx ends.
-// It answers for all that are impossible.
+// It answers for the oldest of those that are impossible, and says how many they are.
 func (j *jury) sit(ctx context.Context) (err error) {
+	bad := 0
 	points, before := j.replica.Points(), time.Now()
 	for i, p := range slices.Backward(points) {
 		if !p.Consistent() || j.judged[p.Seq].Equal(p.Time) {
@@ -132,10 +133,14 @@ func (j *jury) sit(ctx context.Context) (err error) {
 		}
 		j.judged[p.Seq] = p.Time
 		if judgement != nil {
-			err = errors.Join(err, fmt.Errorf("point %v of %v: %w", p.Seq, p.Time, judgement))
+			err = fmt.Errorf("point %v of %v: %w", p.Seq, p.Time, judgement)
+			bad++
 			continue
 		}
 		j.slack, j.flying, j.cut = append(j.slack, v.Slack), j.flying+v.Flying, j.cut+v.Cut
+	}
+	if bad > 1 {
+		err = fmt.Errorf("%d points are bad: %w", bad, err)
 	}
 	return err
 }
