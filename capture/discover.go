@@ -40,10 +40,11 @@ func (d Device) Is(id string) bool { return slices.Contains(d.IDs, id) }
 
 // A Partition is a part of a [Device].
 type Partition struct {
-	Name        string // /dev/sda1
-	Start, Size int64  // bytes
-	FileSystem  string // "ext4", "xfs", "btrfs", "vfat", "swap", "LVM2_member"; "" if not known
-	Mounts      []string
+	Name         string // /dev/sda1
+	Major, Minor uint32
+	Start, Size  int64  // bytes
+	FileSystem   string // "ext4", "xfs", "btrfs", "vfat", "swap", "LVM2_member"; "" if not known
+	Mounts       []string
 }
 
 // A System is the machine whose disks are looked for. The zero value is this one.
@@ -170,34 +171,57 @@ func (s System) physical(dev string) []string {
 	return slices.Compact(out)
 }
 
-// mounts maps maj:min to mount points, from mountinfo.
-func (s System) mounts() (map[string][]string, error) {
+// A mount is a line of mountinfo (proc_pid_mountinfo(5)).
+type mount struct {
+	id         string
+	dev        string // maj:min of the block device that it lies on, as far as can be told
+	point      string
+	fileSystem string // the kernel's name of it
+	options    string // of the file system, "rw,..." or "ro,..."
+}
+
+// mountTable lists what is mounted, in the order of mounting.
+func (s System) mountTable() (out []mount, err error) {
 	f, err := os.Open(filepath.Join(s.Procfs, "self/mountinfo"))
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
 	defer f.Close()
-	out := map[string][]string{}
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		w := strings.Fields(sc.Text())
 		if len(w) < 10 {
 			continue
 		}
-		dev, source := w[2], ""
+		m := mount{id: w[0], dev: w[2], point: unescape.Replace(w[4])}
+		source := ""
 		if i := slices.Index(w, "-"); i > 0 && i+2 < len(w) {
-			source = w[i+2]
+			m.fileSystem, source = w[i+1], w[i+2]
+			m.options = strings.Join(w[i+3:], " ")
 		}
-		if strings.HasPrefix(dev, "0:") { // btrfs and overlays have numbers of their own
+		if strings.HasPrefix(m.dev, "0:") { // btrfs and overlays have numbers of their own
 			var st unix.Stat_t
 			if !strings.HasPrefix(source, "/dev/") || unix.Stat(source, &st) != nil {
 				continue
 			}
-			dev = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+			m.dev = fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 		}
-		out[dev] = append(out[dev], unescape.Replace(w[4]))
+		out = append(out, m)
 	}
 	return out, sc.Err()
+}
+
+// mounts maps maj:min to mount points.
+func (s System) mounts() (map[string][]string, error) {
+	table, err := s.mountTable()
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]string{}
+	for _, m := range table {
+		out[m.dev] = append(out[m.dev], m.point)
+	}
+	return out, nil
 }
 
 // unescape undoes what mountinfo does to white space.
@@ -236,10 +260,14 @@ func (s System) device(name string, mounts map[string][]string) (Device, error) 
 	}
 	for _, p := range parts {
 		part := filepath.Base(filepath.Dir(p))
+		dev := s.text("block", name, part, "dev")
 		q := Partition{
 			Name:  filepath.Join(s.Dev, part),
 			Start: s.number("block", name, part, "start") * 512, Size: s.number("block", name, part, "size") * 512,
-			Mounts: mounts[s.text("block", name, part, "dev")],
+			Mounts: mounts[dev],
+		}
+		if _, err := fmt.Sscanf(dev, "%d:%d", &q.Major, &q.Minor); err != nil {
+			return d, fmt.Errorf("describe partition %s: its number is %q: %w", part, dev, err)
 		}
 		q.FileSystem = signature(node, q.Start)
 		d.Partitions = append(d.Partitions, q)

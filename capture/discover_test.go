@@ -76,8 +76,8 @@ func TestDiscover_Server(t *testing.T) {
 	}
 	want := []Device{
 		{Disk: block.Disk{Name: "/nonexistent/sdb", Size: 2 << 30, Boot: true}, Major: 8, Minor: 16, LogicalBlock: 512, Partitions: []Partition{
-			{Name: "/nonexistent/sdb1", Start: 1 << 20, Size: 4 << 20, Mounts: []string{"/boot efi"}},
-			{Name: "/nonexistent/sdb2", Start: 5 << 20, Size: 4000000 * 512},
+			{Name: "/nonexistent/sdb1", Major: 8, Minor: 17, Start: 1 << 20, Size: 4 << 20, Mounts: []string{"/boot efi"}},
+			{Name: "/nonexistent/sdb2", Major: 8, Minor: 18, Start: 5 << 20, Size: 4000000 * 512},
 		}},
 		{Disk: block.Disk{Name: "/nonexistent/sda", Size: 1 << 30, Serial: "wwn:naa.5000c500a1b2c3d4"}, Major: 8, Minor: 0, LogicalBlock: 4096, IDs: []string{"wwn:naa.5000c500a1b2c3d4"}},
 	}

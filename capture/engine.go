@@ -30,6 +30,7 @@ type Options struct {
 	Disks []block.Disk // Name and Size as [Discover] gives them; ID as the service does
 
 	NoEBPF   bool          // compare, even where the kernel could track
+	CopyFree bool          // copy also what no file system has in use
 	Readers  int           // reading at once; 0: twice the CPUs, at least 4, at most 16
 	Pause    time.Duration // between an epoch and the next while there are changes; 0: DefaultPause
 	Idle     time.Duration // the longest pause, without changes; 0: DefaultIdle
@@ -72,6 +73,7 @@ type Engine struct {
 
 	// Where the model comes in.
 	read  func(disk int, x block.Extent, buf []byte) error
+	free  func(ctx context.Context, into *Set) ([]FreeArea, error) // nil: everything is copied
 	now   func() time.Time
 	sleep func(ctx context.Context, d time.Duration) error
 
@@ -140,6 +142,9 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		}
 		return out, err
 	}}
+	if !o.CopyFree && e.compare == nil { // a map is worth nothing to who does not see what is written after it
+		e.free = (&survey{System{Sysfs: o.sysfs}.roots(), sources, &e.layout, e.log}).free
+	}
 	method, reason := tracker.Method()
 	e.log.Info("tracking disks", "method", method, "reason", reason, "disks", len(sources), "keeps", e.Status().Keeps)
 	return e, nil
@@ -220,10 +225,12 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	defer e.attach(nil)
 	ep := &epoch{sink: sink}
 	ep.point.Seq = last + 1
-	e.meet(last)
+	e.status.began()
+	if err := e.meet(ctx, last); err != nil {
+		return err
+	}
 	ep.comparer = e.comparable(sink, last)
 	e.next = e.pause
-	e.status.began()
 	if e.suspect {
 		if err := e.mistrust(ctx, ep, &AuditError{Disk: -1, Reason: "an audit failed, and the points in doubt could not be withdrawn then"}); err != nil {
 			return err
@@ -280,9 +287,12 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 // missing ones are sent again: those since the last clean audit are known block
 // by block; otherwise, and where it has epochs that are not ours, it is another
 // replica, and everything is.
-func (e *Engine) meet(last block.Seq) {
+func (e *Engine) meet(ctx context.Context, last block.Seq) error {
 	switch {
 	case !e.started: // earlier points are not this engine's to doubt
+		if err := e.leaveOut(ctx); err != nil {
+			return err
+		}
 		e.started, e.clean = true, last
 		e.expect(last)
 	case last == e.acked:
@@ -301,6 +311,9 @@ func (e *Engine) meet(last block.Seq) {
 			all.Add(i, 0, p.granules)
 		}
 		e.again(all)
+		if err := e.leaveOut(ctx); err != nil {
+			return err
+		}
 		e.synced, e.clean = false, last
 		e.doubt.clear()
 		e.expect(last)
@@ -314,6 +327,24 @@ func (e *Engine) meet(last block.Seq) {
 	}
 	e.acked, e.asked = last, last
 	e.keep()
+	return nil
+}
+
+// leaveOut strikes what no file system has in use from what is to be read and what
+// is owed. That is right because nothing is taken from the tracker between the map
+// and this: a write since then is still to be found there.
+func (e *Engine) leaveOut(ctx context.Context) error {
+	if e.free == nil {
+		return nil
+	}
+	free := newSet(&e.layout)
+	areas, err := e.free(ctx, free)
+	if err != nil {
+		return err
+	}
+	e.todo.forgo(free)
+	e.status.leftOut(e, free, areas)
+	return nil
 }
 
 // again has blocks sent again, whatever was sent of them before.

@@ -28,7 +28,7 @@ import (
 
 const (
 	modelDisks  = 2
-	modelBlocks = 16
+	modelBlocks = 24
 	modelTags   = 7
 	never       = math.MaxInt64
 )
@@ -56,6 +56,13 @@ type variant struct {
 	failing   float64 // reads begin and cease to fail, in each step of the engine
 	forgetful bool    // what cannot be read is forgotten
 	paid      bool    // and no longer owed
+
+	// A file system on each disk, whose free blocks are not copied. A machine with
+	// reboots loses what is pinned at a kill, and writes before it is tracked again.
+	frees, reboots             bool
+	noSyncBefore, noSyncAfter  bool
+	earlyMap, oldMap           bool
+	ignoreHeld, strikeWordwide bool
 
 	mutant bool
 }
@@ -89,6 +96,17 @@ var variants = []variant{
 	{name: "M position taken from the other side", crashes: true, rollback: .3, trusting: true, mutant: true},
 	{name: "M doubt forgotten by a kill", crashes: true, rollback: .3, noDoubt: true, mutant: true},
 	{name: "M suspicion forgotten by a kill", crashes: true, audits: true, lostIssue: .1, unsuspecting: true, mutant: true},
+	{name: "free space", frees: true, requeue: .02, lostComplete: .02},
+	{name: "free space and kills", frees: true, crashes: true, requeue: .02},
+	{name: "free space and points lost by the other side", frees: true, crashes: true, rollback: .3},
+	{name: "free space and audits that fail", frees: true, crashes: true, audits: true, lostIssue: .1},
+	{name: "free space and reboots", frees: true, crashes: true, reboots: true, rollback: .1},
+	{name: "M map asked before changes are tracked", frees: true, crashes: true, reboots: true, earlyMap: true, mutant: true},
+	{name: "M no sync before the map", frees: true, crashes: true, reboots: true, noSyncBefore: true, mutant: true},
+	{name: "M no sync after the map", frees: true, crashes: true, reboots: true, noSyncAfter: true, mutant: true},
+	{name: "M map from before a reboot", frees: true, crashes: true, reboots: true, oldMap: true, mutant: true},
+	{name: "M writes to what was left out ignored", frees: true, ignoreHeld: true, mutant: true},
+	{name: "M whole words left out", frees: true, strikeWordwide: true, mutant: true},
 	{name: "M no conflict test", noConflictTest: true, mutant: true},
 	{name: "M conflict test before the read", conflictFirst: true, mutant: true},
 	{name: "M filter marked after the data landed", markLate: true, mutant: true},
@@ -154,6 +172,8 @@ type model struct {
 	queue     []*modelRequest
 	record    int32
 	slow      float64
+	fs        [modelDisks]*modelFS
+	deaf      bool // nothing tracks yet
 
 	// What is pinned, and what of it was written down.
 	owes     []uint64
@@ -183,6 +203,8 @@ type model struct {
 	points   int
 	progress int
 	kills    int
+	reboots  int
+	left     int // blocks left out
 	excused  int
 	bad      string
 }
@@ -248,7 +270,7 @@ func (m *model) step(i int) {
 			m.skips++
 		}
 	case issuing: // a mark a step, then the pending table
-		if q.marked < q.n {
+		if q.marked < q.n && !m.deaf {
 			if !m.v.markLate {
 				m.mark(q.gen, q.disk, q.first+q.marked, 1)
 			}
@@ -260,7 +282,9 @@ func (m *model) step(i int) {
 				m.dirty[q.disk][b] = true
 			}
 		}
-		m.pend[q.disk][q.tag] = modelRange{q.first, q.n}
+		if m.pend[q.disk][q.tag] = (modelRange{q.first, q.n}); m.deaf {
+			m.pend[q.disk][q.tag] = modelRange{}
+		}
 		q.state = landing
 	case landing: // block by block, in any order
 		if m.chance(m.v.requeue) {
@@ -285,7 +309,7 @@ func (m *model) step(i int) {
 			q.state = over
 		}
 	case completing:
-		if q.marked < q.n {
+		if q.marked < q.n && !m.deaf {
 			m.dirty[q.disk][q.first+q.marked] = true
 			if m.v.markLate {
 				m.mark(m.gen, q.disk, q.first+q.marked, 1)
@@ -294,7 +318,7 @@ func (m *model) step(i int) {
 			return
 		}
 		m.pend[q.disk][q.tag] = modelRange{}
-		if q.state = over; q.unseen {
+		if q.state = over; q.unseen && !m.deaf {
 			m.lost++
 		}
 	case over: // whoever wrote is told
@@ -356,6 +380,9 @@ func (m *model) check() {
 	var logged [modelDisks]int32
 	for d := range modelDisks {
 		for b := range modelBlocks {
+			if m.fs[d] != nil && b > modelTable && !m.fs[d].tables[m.replica[d][modelTable]][b] {
+				continue // no file's: it may hold anything
+			}
 			id, past := m.replica[d][b], m.past[d][b]
 			at := len(past) - 1
 			for at >= 0 && past[at].id != id {
@@ -416,6 +443,9 @@ func (m *model) Flip() { m.gen++; m.yield() }
 func (m *model) scan(f func(disk, block int)) {
 	for d := range modelDisks {
 		for b := range modelBlocks {
+			if m.v.ignoreHeld && m.fs[d] != nil && m.fs[d].held[b] {
+				m.dirty[d][b] = false
+			}
 			if m.dirty[d][b] {
 				if m.v.oweLate {
 					m.dirty[d][b] = false
@@ -757,6 +787,12 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 	for i := range m.r.IntN(4) {
 		m.random(i % 2)
 	}
+	if v.frees {
+		for d := range modelDisks {
+			m.fs[d] = &modelFS{m: m, disk: d, tables: map[int32]modelBits{}}
+			m.fs[d].work()
+		}
+	}
 	if v.there {
 		m.before()
 	}
@@ -764,8 +800,13 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 	if v.crashes {
 		l := newLayout(disks, 0)
 		m.owes = make([]uint64, l.words)
+		m.begin(l)
 	}
+	m.boot()
 	death := []float64{.0005, .003, .02}[m.r.IntN(3)]
+	if v.reboots { // so that a copy comes to its end
+		death /= 10
+	}
 	next, stop := m.process(disks)
 	defer func() { stop() }()
 	for m.now = 1; m.now < steps && m.bad == ""; m.now++ {
@@ -781,7 +822,9 @@ func simulate(v *variant, seed uint64, steps int64) *model {
 // process is an engine and whoever runs it, a step at a time.
 func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop func()) {
 	e := newEngine(Options{Disks: disks, Readers: 1, Progress: 7 * block.Size}, newLayout(disks, 0), m)
-	e.read, e.chunk = m.read, 1
+	if e.read, e.chunk = m.read, 1; m.v.frees {
+		e.free = m.free
+	}
 	e.now = func() time.Time { return time.UnixMilli(50 * m.now) }
 	e.sleep = func(context.Context, time.Duration) error {
 		for range m.r.IntN(m.pauses) {
@@ -830,6 +873,33 @@ func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop 
 	})
 }
 
+// begin pins what tracking begins with.
+func (m *model) begin(l layout) {
+	m.saved, m.late = &position{}, nil
+	for _, p := range l.disks {
+		eachWord(uint64(p.word0)*64, uint64(p.word0)*64+p.granules, func(w int, mask uint64) { m.owes[w] = mask })
+	}
+}
+
+// boot lets a machine that nothing tracks run for a while, where it has file systems.
+func (m *model) boot() {
+	if !m.v.frees {
+		return
+	}
+	m.dirty, m.pend, m.filter = [modelDisks][modelBlocks]bool{}, [modelDisks][modelTags]modelRange{}, [2][modelDisks][modelBlocks]bool{}
+	for _, f := range m.fs {
+		f.early = f.shown
+	}
+	m.deaf = true
+	for range m.r.IntN(1000) {
+		if len(m.active) > 0 {
+			m.step(m.r.IntN(len(m.active)))
+		}
+		m.now++
+	}
+	m.deaf = false
+}
+
 // kill ends a process where it is, and lets another one go on with what is pinned. A
 // Commit under way may reach the other side or not.
 func (m *model) kill(disks []block.Disk, stop func()) (func() (struct{}, bool), func()) {
@@ -844,6 +914,11 @@ func (m *model) kill(disks []block.Disk, stop func()) (func() (struct{}, bool), 
 	m.owes, m.account = owes, m.accounts
 	clear(m.staged)
 	m.roll(m.engine)
+	if m.v.reboots && m.chance(.5) {
+		m.reboots++
+		m.begin(newLayout(disks, 0))
+		m.boot()
+	}
 	next, stop := m.process(disks)
 	if m.saved != nil && m.v.noRestore {
 		m.engine.todo.clear()
@@ -882,11 +957,11 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				n *= 30 // and fewer, as soon as it is caught
 			}
-			points, progress, failures, kills, excused, done := 0, 0, 0, 0, 0, int64(0)
+			points, progress, failures, kills, reboots, excused, left, done := 0, 0, 0, 0, 0, 0, 0, int64(0)
 			for seed := from; seed < from+n; seed++ {
 				m := simulate(v, seed, steps)
 				points, progress, kills, excused, done = points+m.points, progress+m.progress, kills+m.kills, excused+m.excused, done+m.now
-				failures += m.failures
+				failures, reboots, left = failures+m.failures, reboots+m.reboots, left+m.left
 				if m.bad == "" {
 					continue
 				}
@@ -899,7 +974,10 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				t.Fatalf("not caught by seeds %d to %d", from, from+n-1)
 			}
-			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d failed reads, %d kills, %d wrong points excused", from, from+n-1, done, points, progress, failures, kills, excused)
+			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d failed reads, %d kills, %d reboots, %d wrong points excused, %d blocks left out", from, from+n-1, done, points, progress, failures, kills, reboots, excused, left)
+			if v.frees && left == 0 {
+				t.Fatal("no block was ever left out: the model tests nothing")
+			}
 			if points < int(n) {
 				t.Fatalf("only %d points: the model tests nothing", points)
 			}

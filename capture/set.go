@@ -104,6 +104,13 @@ func (s *Set) Add(disk int, first, n uint64) {
 	eachWord(lo, lo+min(n, p.granules-first), s.addWord)
 }
 
+// removeDisk removes every granule of a disk that a range of bytes touches.
+func (s *Set) removeDisk(disk int, from, to int64) {
+	p, granule := s.layout.disks[disk], int64(block.Size)<<s.layout.shift
+	first, end := min(uint64(from/granule), p.granules), min(uint64((to+granule-1)/granule), p.granules)
+	s.remove(s.layout.bit(disk, first), s.layout.bit(disk, end))
+}
+
 func (s *Set) remove(lo, hi uint64) { eachWord(lo, hi, s.removeWord) }
 
 // addAll adds another set of the same layout.
@@ -152,6 +159,20 @@ func (s *Set) settle(left ...*Set) {
 		}
 	}
 	s.clear()
+}
+
+// forgo removes what is in another set of the same layout, and no longer owes it:
+// bit by bit, since other granules of the same words stay owed.
+func (s *Set) forgo(o *Set) {
+	for i, v := range o.some {
+		for ; v != 0; v &= v - 1 {
+			w := i*64 + bits.TrailingZeros64(v)
+			if s.owed != nil {
+				atomic.StoreUint64(&s.owed[w], s.owed[w]&^o.words[w])
+			}
+			s.removeWord(w, o.words[w])
+		}
+	}
 }
 
 func (s *Set) has(bit uint64) bool { return s.words[bit/64]>>(bit%64)&1 != 0 }

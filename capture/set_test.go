@@ -1,7 +1,9 @@
 package capture
 
 import (
+	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"rehost/block"
@@ -76,6 +78,42 @@ func TestSet_Model(t *testing.T) {
 				t.Fatalf("seed %d, step %d: disk %d has %d, want %d", seed, step, d, got, n)
 			}
 		}
+	}
+}
+
+// TestSet_Forgo: what is given up is neither in the set nor owed any more, and what
+// shares words with it is both.
+func TestSet_Forgo(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	l := newLayout([]block.Disk{{Size: 1000 * block.Size}, {Size: 77 * block.Size}}, 0)
+	s, free := newSet(&l), newSet(&l)
+	s.owed = make([]uint64, l.words)
+	for d, p := range l.disks {
+		for g := range p.granules {
+			if r.IntN(2) == 0 {
+				s.Add(d, g, 1)
+			}
+			if r.IntN(2) == 0 {
+				free.Add(d, g, 1)
+			}
+		}
+	}
+	staged := uint64(r.IntN(1000)) // owed, but read already
+	s.Add(0, staged, 1)
+	s.remove(staged, staged+1)
+	before := slices.Clone(s.words)
+	owed := slices.Clone(s.owed)
+	s.forgo(free)
+	n := uint64(0)
+	for w := range before {
+		if s.words[w] != before[w]&^free.words[w] || s.owed[w] != owed[w]&^free.words[w] {
+			t.Fatalf("seed %d: word %d: %b of %b without %b; owed %b of %b", seed, w, s.words[w], before[w], free.words[w], s.owed[w], owed[w])
+		}
+		n += uint64(bits.OnesCount64(s.words[w]))
+	}
+	if s.count != n {
+		t.Fatalf("seed %d: count %d, want %d", seed, s.count, n)
 	}
 }
 

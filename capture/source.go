@@ -100,6 +100,20 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOMEDIUM)
 }
 
+// bytes returns n bytes at an offset, past every cache like read.
+func (s *source) bytes(at int64, n int) ([]byte, error) {
+	if at < 0 || n < 0 || at+int64(n) > s.disk.Size || n > (block.MaxRun-1)*block.Size {
+		return nil, &DiskError{Disk: s.disk.Name, Op: "read", Offset: at, Err: fmt.Errorf("%d bytes: %w", n, io.ErrUnexpectedEOF)}
+	}
+	first := at / block.Size
+	x := block.Extent{Start: uint64(first), Count: uint64((at+int64(n)+block.Size-1)/block.Size - first)}
+	buf := newBuffer()[:x.Bytes()]
+	if err := s.read(x, buf); err != nil {
+		return nil, err
+	}
+	return buf[at-x.Offset():][:n], nil
+}
+
 // newBuffer is the memory of the longest run, aligned for direct reads.
 func newBuffer() []byte {
 	const align = 4096

@@ -32,9 +32,10 @@ type DiskStatus struct {
 	Disk       block.Disk
 	Major      uint32 // of the device that is open, whatever has its name by now
 	Minor      uint32
-	Replicated int64 // durable on the other side
+	Replicated int64 // durable on the other side, or left out
 	Backlog    int64 // known to be changed and not yet read, what cannot be read included
 	Rescanned  int64 // compared with the replica, while that is under way
+	Free       int64 // left out of the copy, since no file system had it in use
 }
 
 // A Status is a moment's view of an [Engine].
@@ -47,6 +48,10 @@ type Status struct {
 
 	Disks                      []DiskStatus
 	Total, Replicated, Backlog int64 // bytes, of all disks
+
+	// FreeAreas are where free space was looked for when everything was to be copied
+	// or compared. An engine that goes on where another one was knows none.
+	FreeAreas []FreeArea
 
 	Point block.Point   // the newest consistent point
 	Lag   time.Duration // its age; 0 without one
@@ -75,6 +80,8 @@ type status struct {
 	unread     *UnreadError
 	point      block.Point
 	replicated []int64
+	free       []int64 // bytes of each disk
+	freeAreas  []FreeArea
 	lastTry    time.Time // when the rounds without a point began
 	epochs     uint64
 	rounds     uint64
@@ -91,7 +98,7 @@ type status struct {
 func (s *status) init(e *Engine) {
 	s.backlog = make([]atomic.Int64, len(e.disks))
 	s.foreign = make([]atomic.Int64, len(e.disks))
-	s.replicated = make([]int64, len(e.disks))
+	s.replicated, s.free = make([]int64, len(e.disks)), make([]int64, len(e.disks))
 	for i := range e.disks {
 		s.backlog[i].Store(e.disks[i].Size)
 	}
@@ -127,6 +134,16 @@ func (s *status) resumed(e *Engine, newest block.Point) {
 		if s.replicated[i] = d.Size - left; e.synced {
 			s.replicated[i] = d.Size
 		}
+	}
+}
+
+// leftOut says what is not copied.
+func (s *status) leftOut(e *Engine, free *Set, areas []FreeArea) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freeAreas = areas
+	for i := range e.disks {
+		s.free[i] = int64(free.countDisk(i)<<e.layout.shift) * block.Size
 	}
 }
 
@@ -251,7 +268,7 @@ func (e *Engine) Status() Status {
 	out := Status{
 		Err: s.err, Point: s.point, Lag: lag(now, s.point.Time),
 		BytesRead: s.bytesRead.Load(), SentSize: s.bytesSent.Load(),
-		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit, Audited: s.audited,
+		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit, Audited: s.audited, FreeAreas: s.freeAreas,
 	}
 	out.Method, out.Reason = e.tracker.Method()
 	if k, ok := e.tracker.(interface{ keeps() string }); ok {
@@ -262,7 +279,7 @@ func (e *Engine) Status() Status {
 	}
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
 	for i, d := range e.disks {
-		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load()}
+		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load(), Free: s.free[i]}
 		if s.devices != nil {
 			ds.Major, ds.Minor = s.devices[i].major, s.devices[i].minor
 		}

@@ -59,7 +59,7 @@ func TestConsistency(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine, err := capture.Open(ctx, capture.Options{Disks: described, Log: log})
+	engine, err := capture.Open(ctx, capture.Options{Disks: described, Log: log, CopyFree: true}) // so that all of it can be compared
 	if err != nil {
 		t.Fatal(err)
 	}
