@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	mrand "math/rand/v2"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rehost/awsapi/formgn"
 	"rehost/capture/bpf"
@@ -275,6 +278,49 @@ func (w *world) goesOn(start func() *exec.Cmd) {
 	for _, r := range w.reports {
 		if r.State != formgn.DataReplicationStateContinuous && r.State != formgn.DataReplicationStateBacklog && r.State != formgn.DataReplicationStateStalled {
 			w.t.Errorf("state %s after a restart", r.State)
+		}
+	}
+}
+
+// TestAgent_FreeSpace: what a file system does not use is left out, the status says
+// so, and whoever installs may say otherwise.
+func TestAgent_FreeSpace(t *testing.T) {
+	w := newWorld(t)
+	disk, dir := w.disks[0].Path, t.TempDir()
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal", disk).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := unix.Mount(disk, dir, "ext4", 0, "nodiscard"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, copyFree := range []bool{false, true} {
+		o := w.options()
+		o.CopyFree = copyFree
+		if _, err := Install(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		stop := w.run()
+		var s Status
+		w.wait("a point", func() bool {
+			var err error
+			s, err = ReadStatus(w.state)
+			return err == nil && s.LastPoint != nil && s.LastPoint.Time.After(mustConfig(t, w.state).Installed)
+		})
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		var text bytes.Buffer
+		if err := s.Print(&text); err != nil {
+			t.Fatal(err)
+		}
+		left := s.Disks[0].Free > 0 && strings.Contains(text.String(), "that is free of "+disk+" (ext4 on "+dir+")")
+		if left == copyFree {
+			t.Errorf("to be copied: %v; status %+v\n%s", copyFree, s.Disks, &text)
 		}
 	}
 }

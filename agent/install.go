@@ -45,6 +45,7 @@ type InstallOptions struct {
 	UserProvidedID string
 	NoReplication  bool
 	AutoReplicate  bool   // disks that come later are replicated too
+	CopyFree       bool   // copy also what no file system has in use
 	Service        string // one of the Service constants; "" is what the machine has
 	BPFFS          string // where the BPF file system is mounted; "" is /sys/fs/bpf
 
@@ -268,7 +269,7 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
 	}, out, nil
 }
 

@@ -70,8 +70,11 @@ func TestInstall_Program(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Log("\n" + out)
-	if out, err = run(install...); err != nil || !strings.Contains(out, "knew this machine already") {
+	if out, err = run(append(install, "--no-skip-free-space")...); err != nil || !strings.Contains(out, "knew this machine already") {
 		t.Fatalf("%v: %s", err, out)
+	}
+	if c := mustConfig(t, w.state); !c.CopyFree {
+		t.Errorf("free space is skipped, though it was said not to: %+v", c)
 	}
 	second := stateDir(w.state).running()
 	if second == 0 || second == first {

@@ -371,7 +371,7 @@ func (a *agent) openCapture(ctx context.Context, p pairing) (engine, error) {
 	for i := range disks {
 		disks[i].Size = p.Disks[i].Size // a disk that is smaller by now is found out by the engine
 	}
-	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.dir.pins(a.config), Replica: a.config.SourceServerID})
+	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.dir.pins(a.config), Replica: a.config.SourceServerID, CopyFree: a.config.CopyFree})
 }
 
 // endCapture ends the tracking that outlives the agent.

@@ -65,6 +65,7 @@ type Config struct {
 	NoReplication  bool      `json:"noReplication,omitempty"`
 	Known          []Device  `json:"known,omitempty"`         // all disks that were there, chosen or not
 	AutoReplicate  bool      `json:"autoReplicate,omitempty"` // what comes besides is replicated too
+	CopyFree       bool      `json:"copyFree,omitempty"`      // free space too
 	Service        string    `json:"service"`                 // systemd, detached or none
 	BPFFS          string    `json:"bpffs,omitempty"`         // where the BPF file system is; "" is defaultBPFFS
 	Installed      time.Time `json:"installed"`

@@ -34,6 +34,7 @@ type Status struct {
 	Reason   string     `json:"trackingReason,omitempty"`
 	Keeps    string     `json:"trackingKeeps,omitempty"` // whether it goes on without the agent
 	Disks    []DiskLine `json:"disks,omitempty"`
+	LeftOut  []string   `json:"freeSpaceLeftOut,omitempty"` // what free space is not copied, and why other is
 
 	NotReplicated []SpareDisk `json:"notReplicated,omitempty"`
 
@@ -57,6 +58,7 @@ type DiskLine struct {
 	Replicated int64        `json:"replicated"`
 	Backlog    int64        `json:"backlog"`
 	Rescanned  int64        `json:"rescanned,omitempty"` // compared with the replica, during a rescan
+	Free       int64        `json:"free,omitempty"`      // left out, since no file system had it in use
 }
 
 // ReadStatus returns what the agent of a state directory said last, and whether
@@ -133,6 +135,13 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	}
 	if s.Keeps != "" {
 		line("", "%s", s.Keeps)
+	}
+	for i, text := range s.LeftOut {
+		name := ""
+		if i == 0 {
+			name = "Left out"
+		}
+		line(name, "%s", text)
 	}
 	line("Speed", "%.1f MB/s read, %.1f MB/s sent", s.ReadRate/1e6, s.SentRate/1e6)
 	if s.ReadLimit > 0 {
@@ -220,9 +229,19 @@ func (a *agent) status() Status {
 		s.LastPoint = &c.Point
 	}
 	for _, d := range c.Disks {
-		s.Disks = append(s.Disks, DiskLine{ID: d.Disk.ID, Name: d.Disk.Name, Size: d.Disk.Size, Replicated: d.Replicated, Backlog: d.Backlog, Rescanned: d.Rescanned})
+		s.Disks = append(s.Disks, DiskLine{ID: d.Disk.ID, Name: d.Disk.Name, Size: d.Disk.Size, Replicated: d.Replicated, Backlog: d.Backlog, Rescanned: d.Rescanned, Free: d.Free})
+	}
+	for _, f := range c.FreeAreas {
+		s.LeftOut = append(s.LeftOut, leftOut(f))
 	}
 	return s
+}
+
+func leftOut(f capture.FreeArea) string {
+	if f.Whole != "" {
+		return fmt.Sprintf("nothing of %s: %s", f.Name, f.Whole)
+	}
+	return fmt.Sprintf("%s that is free of %s", humanBytes(f.Free), f.Name)
 }
 
 // state maps what is wanted and what the engine does to MGN's states.

@@ -3,7 +3,8 @@
 // out come runs and commits, to a [Sink].
 //
 // An [Engine] follows a set of disks with a [Tracker] and replicates them to one
-// sink after another ([Engine.Run]). docs/capture.md describes the algorithm and
+// sink after another ([Engine.Run]); what no file system has in use is left out.
+// docs/capture.md describes the algorithm and
 // says why each step is where it is.
 //
 // A granule is the unit of tracking: one block or a power of two of them.

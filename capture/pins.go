@@ -46,7 +46,7 @@ func (t *kernelTracker) claim(o Options, disks []bpf.Disk) (err error) {
 		return err
 	}
 	if err == nil {
-		t.identity, err = t.identify(o.Replica, disks)
+		t.identity, err = t.identify(o, disks)
 	}
 	if err != nil {
 		t.cannotKeep(err)
@@ -152,7 +152,7 @@ func (t *kernelTracker) keep(p position) { t.record.write(p, t.missed, t.base, t
 func (t *kernelTracker) keeps() string { return t.fate }
 
 // identify is what tracking of these disks is about.
-func (t *kernelTracker) identify(replica string, disks []bpf.Disk) (id identity, err error) {
+func (t *kernelTracker) identify(o Options, disks []bpf.Disk) (id identity, err error) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return id, fmt.Errorf("identify this boot: %w", err)
@@ -160,7 +160,7 @@ func (t *kernelTracker) identify(replica string, disks []bpf.Disk) (id identity,
 	if _, err := hex.Decode(id.boot[:], []byte(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))); err != nil {
 		return id, fmt.Errorf("identify this boot: %w", err)
 	}
-	id.programs, id.replica = bpf.Fingerprint(), sha256.Sum256([]byte(replica))
+	id.programs, id.replica = bpf.Fingerprint(), sha256.Sum256([]byte(o.Replica))
 	h := sha256.New()
 	fmt.Fprintf(h, "shift %d, words %d\n", t.layout.shift, t.layout.words)
 	for i, s := range t.sources {
@@ -168,6 +168,9 @@ func (t *kernelTracker) identify(replica string, disks []bpf.Disk) (id identity,
 			return id, err
 		}
 		fmt.Fprintf(h, "%+v\n", disks[i])
+	}
+	if o.CopyFree { // what was left out before is owed from now on
+		fmt.Fprintln(h, "free space too")
 	}
 	h.Sum(id.disks[:0])
 	return id, nil

@@ -92,7 +92,7 @@ func (r record) check(id identity) error {
 	case !same(recReplica, id.replica[:]):
 		return errors.New("it was for the replica of another source server")
 	case !same(recDisks, id.disks[:]):
-		return errors.New("the disks are not the same as then")
+		return errors.New("the disks are not the same as then, or what of them is copied")
 	}
 	return nil
 }

@@ -29,6 +29,8 @@ type installCommand struct {
 	UserProvidedID string            `name:"user-provided-id" help:"An id of your own for this machine; it cannot be changed later." placeholder:"ID"`
 	NoReplication  bool              `help:"Install only; replication is started by the service later."`
 
+	NoSkipFreeSpace bool `help:"Copy also what no file system has in use: freed blocks, swap, gaps between partitions."`
+
 	NoService bool   `help:"Start nothing; say how the agent is run."`
 	StateDir  string `help:"Directory of the installation." default:"${state}" type:"path"`
 	BPFFS     string `name:"bpffs" help:"Where the BPF file system is mounted, in which tracking outlives the agent. Default: /sys/fs/bpf." type:"path" placeholder:"DIR"`
@@ -47,7 +49,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, BPFFS: c.BPFFS, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, BPFFS: c.BPFFS, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone
