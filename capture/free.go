@@ -282,7 +282,7 @@ func (s *survey) fileSystem(v volume, add func(from, to int64)) error {
 	shifted := func(from, to int64) { add(v.from+from, v.from+to) }
 	switch m.fileSystem {
 	case "ext2", "ext3", "ext4", "xfs":
-		err = fsmap(dir, v.dev, shifted)
+		err = fsmap(dir, v.dev, fsmapBatch, shifted)
 	case "btrfs":
 		var b *btrfsMap
 		if b, err = openBtrfsMap(dir, v.dev, s.read(v), v.to-v.from); err == nil {

@@ -242,6 +242,51 @@ func TestEngine_FreeSpace(t *testing.T) {
 	}
 }
 
+// TestFSMap_Batches asks for a map in one piece and in many: it must be the same.
+func TestFSMap_Batches(t *testing.T) {
+	for _, f := range fileSystems[:5] {
+		t.Run(f.name, func(t *testing.T) {
+			l := fault.Loop(t, f.size)
+			f.make(t, l.Path)
+			dir, _ := mounted(t, l.Path, f.kind, f.options)
+			for i := range 200 {
+				fill(t, fmt.Sprintf("%s/%d", dir, i), 1+i%20, "this is kept", rand.New(rand.NewPCG(1, 1)))
+			}
+			command(t, "sync", "-f", dir)
+			for i := range 100 {
+				if err := os.Remove(fmt.Sprintf("%s/%d", dir, 2*i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			command(t, "sync", "-f", dir)
+			file, err := os.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			var st unix.Stat_t
+			if err := unix.Stat(dir, &st); err != nil {
+				t.Fatal(err)
+			}
+			ask := func(batch int) (got []span) {
+				if err := fsmap(file, st.Dev, batch, func(from, to int64) { got = append(got, span{from, to}) }); err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+			for _, batch := range []int{1, 2, 7} {
+				want, got := ask(fsmapBatch), ask(batch)
+				for again := ask(fsmapBatch); !slices.Equal(want, again); again = ask(fsmapBatch) { // xfs removes files in the background
+					want, got = again, ask(batch)
+				}
+				if len(want) < 5 || !slices.Equal(got, want) {
+					t.Fatalf("%d at a time: got %v, want %v", batch, got, want)
+				}
+			}
+		})
+	}
+}
+
 // aged makes a file system with files, and with the blocks of some that were removed.
 func aged(t *testing.T, f fileSystem, r *rand.Rand) (l *fault.Disk, dir string, unmount func()) {
 	t.Helper()

@@ -42,13 +42,14 @@ const (
 var errFSMap = errors.New("the file system's answer makes no sense")
 
 // fsmap calls free with each free range, in bytes, of the file system of a
-// directory that lies on the device dev. ext4 and xfs have such a map.
-func fsmap(dir *os.File, dev uint64, free func(from, to int64)) error {
-	buf := make([]byte, fsmapHead+fsmapBatch*fsmapRecord)
+// directory that lies on the device dev, so many records at a time. ext4 and xfs have
+// such a map.
+func fsmap(dir *os.File, dev uint64, batch int, free func(from, to int64)) error {
+	buf := make([]byte, fsmapHead+batch*fsmapRecord)
 	for i := range fmrLength { // the high key is all that comes before the length
 		buf[fmhHigh+i] = 0xff
 	}
-	binary.LittleEndian.PutUint32(buf[fmhCount:], fsmapBatch)
+	binary.LittleEndian.PutUint32(buf[fmhCount:], uint32(batch))
 	var at fsmapReader
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), iocGetFSMap, uintptr(unsafe.Pointer(&buf[0])))
