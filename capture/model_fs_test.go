@@ -26,6 +26,7 @@ type modelFS struct {
 
 	changes, durable int
 	committing       bool
+	idle             int // programs between one thing and the next
 
 	early modelBits // the map as it was before anything tracked
 	held  modelBits // left out
@@ -46,9 +47,6 @@ func (f *modelFS) work() {
 			f.changes++
 			f.next()
 		})
-		if f.m.chance(.3) {
-			f.work() // another one at the same time
-		}
 	case f.files[b] && !f.writing[b] && f.m.chance(.5):
 		f.writing[b] = true
 		f.m.submit(f.disk, b, 1, 0, func() {
@@ -67,12 +65,19 @@ func (f *modelFS) work() {
 	}
 }
 
-// next goes on with something that takes time, so that work ends.
+// next is the end of one thing; the next one follows some time later.
 func (f *modelFS) next() {
-	if f.m.chance(.3) {
+	if f.idle++; f.m.chance(.3) {
 		f.commit()
 	}
-	f.m.submit(f.disk, 14, 1, 0, f.work)
+}
+
+// wake lets one who is idle go on, now and then.
+func (f *modelFS) wake() {
+	if f != nil && f.idle > 0 && f.m.chance(.02) {
+		f.idle--
+		f.work()
+	}
 }
 
 // commit brings the table to the disk.
@@ -130,6 +135,9 @@ func (m *model) free(_ context.Context, into *Set) ([]FreeArea, error) {
 		f.asked = true
 		if !m.v.noSyncAfter {
 			f.sync()
+		}
+		if m.v.takeBetween {
+			m.scan(func(d, b int) { m.engine.todo.Add(d, uint64(b), 1) })
 		}
 		for b, held := range f.held {
 			if held || m.v.strikeWordwide {
