@@ -27,7 +27,9 @@ const (
 )
 
 // unit is the systemd unit of the program at path. A copy of the source server
-// and an uninstalled agent end with status 0, which on-failure leaves alone.
+// and an uninstalled agent end with status 0, which on-failure leaves alone. Home
+// directories stay in sight: a file system that is hidden cannot be asked what of it
+// is free.
 func unit(program, dir string) string {
 	return `[Unit]
 Description=Rehost replication agent
@@ -41,7 +43,7 @@ RestartSec=5
 MemoryMax=512M
 Nice=5
 NoNewPrivileges=yes
-ProtectHome=yes
+ProtectHome=read-only
 PrivateTmp=yes
 
 [Install]
