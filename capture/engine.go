@@ -343,6 +343,9 @@ func (e *Engine) leaveOut(ctx context.Context) error {
 		return err
 	}
 	e.todo.forgo(free)
+	if e.unread.set != nil { // what cannot be read there is not needed
+		e.unread.set.removeAll(free)
+	}
 	e.status.leftOut(e, free, areas)
 	return nil
 }
