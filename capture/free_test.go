@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -284,6 +285,43 @@ func TestFSMap_Batches(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSurvey_Here asks the file systems of this machine, on whatever kernel it runs,
+// and compares with what they tell everybody.
+func TestSurvey_Here(t *testing.T) {
+	list, err := Discover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	for _, d := range list {
+		s, err := openSource(d.Disk)
+		if err != nil {
+			t.Skipf("SKIPPED: %v", err)
+		}
+		defer s.file.Close()
+		l := newLayout([]block.Disk{d.Disk}, 0)
+		areas, err := (&survey{System{}.roots(), []*source{s}, &l, slog.New(slog.DiscardHandler)}).free(t.Context(), newSet(&l))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range areas {
+			t.Logf("%+v", a)
+			_, point, _ := strings.Cut(strings.TrimSuffix(a.Name, ")"), " on ")
+			var st unix.Statfs_t
+			if a.Whole != "" || unix.Statfs(point, &st) != nil {
+				continue
+			}
+			asked++
+			if free := int64(st.Bfree) * st.Bsize; a.Free > free+free/10+64<<20 { // it goes on being written
+				t.Errorf("%s: %d bytes are free, and %d by its map", a.Name, free, a.Free)
+			}
+		}
+	}
+	if asked == 0 {
+		t.Skip("SKIPPED: no disk of this machine has a file system that can be asked")
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // inGuest are the tests of package capture that a guest runs on its own kernel.
-var inGuest = []string{"TestEngine_Follows", "TestEngine_CrossDisk"}
+var inGuest = []string{"TestEngine_Follows", "TestEngine_CrossDisk", "TestSurvey_Here"}
 
 // kernels are suites of Debian whose newest kernels a guest runs: the oldest that
 // has all that tracking wants, and the newest that there is.
