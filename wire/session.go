@@ -247,6 +247,9 @@ func (s *Session) send(ctx context.Context, verb string, m Message) error {
 	case <-s.done:
 		return s.failure(verb, ErrClosed)
 	}
+	if s.Err() != nil { // and a connection that was idle, and may not be closed yet
+		return s.failure(verb, ErrClosed)
+	}
 	stop := context.AfterFunc(ctx, func() { s.fail(context.Cause(ctx)) })
 	err := c.Write(m)
 	stop()
