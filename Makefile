@@ -30,15 +30,16 @@ demo:
 
 # The race detector needs cgo. The tests of the whole run without it and one
 # package after the other: they time kernels and machines, and the programs that
-# they start are the ones that people run. So does the model of the capture
-# engine, whose mutations need more seeds than the race detector has time for.
+# they start are the ones that people run. So do the model of the capture engine,
+# whose mutations need more seeds than the race detector has time for, and the
+# file systems after the first one.
 test:
 	@scripts/setup test
 	@$(MAKE) --no-print-directory build
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	{ CGO_ENABLED=1 $(GO) test -race -json -p 2 -timeout 15m $$($(GO) list ./... | grep -v '^rehost/e2e'); \
-	  $(GO) test -json -run TestModel ./capture; \
+	  $(GO) test -json -run 'TestModel|FreeSpace' ./capture; \
 	  $(GO) test -json -p 1 -timeout 15m ./e2e/...; } | $(GO) run ./internal/testreport
 
 soak: SOAK ?= 1h
