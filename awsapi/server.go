@@ -408,18 +408,26 @@ func (c *call) readBody() ([]byte, error) {
 }
 
 func (c *call) readBodyUpTo(limit int64) ([]byte, error) {
-	if c.request.ContentLength > limit {
+	tooLarge := func() ([]byte, error) {
+		// A client that still sends would find its connection reset, and not read why.
+		_, _ = io.CopyN(io.Discard, c.request.Body, maxDrained)
 		return nil, Errorf(TooLarge, "The body is larger than %d bytes", limit)
+	}
+	if c.request.ContentLength > limit {
+		return tooLarge()
 	}
 	body, err := io.ReadAll(io.LimitReader(c.request.Body, limit+1))
 	if err != nil {
 		return nil, unparsable("The body ends too early")
 	}
 	if int64(len(body)) > limit {
-		return nil, Errorf(TooLarge, "The body is larger than %d bytes", limit)
+		return tooLarge()
 	}
 	return body, nil
 }
+
+// maxDrained is how much of a body that is too large is read to no purpose.
+const maxDrained = 256 << 10
 
 // exception is the answer to an error. What nobody meant for the client stays
 // in the log.
