@@ -36,12 +36,13 @@ func (c *changes) happened() {
 	c.next = make(chan struct{})
 }
 
-// end lets everybody go who waits.
+// end lets everybody go who waits, and nobody wait any more: in this order, or
+// who came in between would be left waiting.
 func (c *changes) end() {
-	c.happened()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.over = true
+	c.mu.Unlock()
+	c.happened()
 }
 
 // wait returns when there is something newer than revision, or when ctx ends.
