@@ -12,6 +12,9 @@ import (
 // zeros may cover up to [math.MaxUint32] blocks, since it has no payload.
 const MaxRun = 256
 
+// MaxSums is how many hashes a run has at most.
+const MaxSums = MaxRun / ChunkBlocks
+
 // A Codec says how a run's payload stands for its blocks. The numbers are part
 // of the wire and segment formats and never change their meaning.
 type Codec uint8
@@ -36,12 +39,27 @@ func (c Codec) String() string {
 	return fmt.Sprintf("codec(%d)", uint8(c))
 }
 
+// Sums is how many hashes a run of this codec has for its extent, or more than
+// [MaxSums] where no run may be so long.
+func (c Codec) Sums(e Extent) int {
+	if c == Zero {
+		return 0
+	}
+	_, n := e.Chunks()
+	return int(min(n, MaxSums+1)) // one too many is as wrong as a million
+}
+
 // A Run is the content of one extent, encoded once at the source: its payload
 // travels and is stored as it is. Whoever holds a Run owns its payload.
 type Run struct {
 	Extent  Extent
 	Codec   Codec
 	Payload []byte
+
+	// Sums are the hashes of the content of [Extent.Chunks]; zeros have none. They
+	// are made at the source, so that whoever has the run can tell which chunks
+	// another disk has, and prove the content, without what came in between.
+	Sums []Hash
 }
 
 // ErrBadRun is wrapped by every error about a run that breaks the rules of
@@ -51,6 +69,16 @@ var ErrBadRun = errors.New("bad run")
 // Validate reports whether the run obeys the limits of its codec. It does not
 // look inside the payload.
 func (r Run) Validate() error {
+	if err := r.validatePayload(); err != nil {
+		return err
+	}
+	if want := r.Codec.Sums(r.Extent); len(r.Sums) != want {
+		return fmt.Errorf("%w: %v has %d hashes, want %d", ErrBadRun, r.Extent, len(r.Sums), want)
+	}
+	return nil
+}
+
+func (r Run) validatePayload() error {
 	e, n := r.Extent, uint64(len(r.Payload))
 	switch {
 	case e.Count == 0:
@@ -96,18 +124,44 @@ func Encode(e Extent, data []byte, compress bool) Run {
 	if IsZero(data) {
 		return Run{Extent: e, Codec: Zero}
 	}
+	run := Run{Extent: e, Codec: Raw, Payload: data, Sums: sums(e, data)}
 	if compress {
 		if p := encoder.EncodeAll(data, make([]byte, 0, len(data)/2)); len(p) < len(data)-len(data)/8 {
-			return Run{Extent: e, Codec: Zstd, Payload: p}
+			run.Codec, run.Payload = Zstd, p
 		}
 	}
-	return Run{Extent: e, Codec: Raw, Payload: data}
+	return run
+}
+
+// sums are the hashes of the chunks that lie wholly within e, whose content is data.
+func sums(e Extent, data []byte) []Hash {
+	first, n := e.Chunks()
+	if n == 0 {
+		return nil
+	}
+	data = data[(first*ChunkBlocks-e.Start)*Size:][:n*ChunkBlocks*Size]
+	return AppendHashes(make([]Hash, 0, n), data, ChunkBlocks)
+}
+
+// CheckSums compares the content of a run with its hashes. An error wraps
+// [ErrBadRun] and names the first chunk that differs.
+func (r Run) CheckSums(content []byte) error {
+	if len(r.Sums) == 0 {
+		return nil
+	}
+	first, _ := r.Extent.Chunks()
+	for i, got := range sums(r.Extent, content) {
+		if got != r.Sums[i] {
+			return fmt.Errorf("%w: chunk %d of %v is not what its hash was made of", ErrBadRun, first+uint64(i), r.Extent.Disk)
+		}
+	}
+	return nil
 }
 
 // Decode writes the run's content to dst, which must be r.Extent.Bytes() long.
-// Errors wrap [ErrBadRun].
+// Errors wrap [ErrBadRun]. The hashes are not looked at: [Run.CheckSums] does.
 func (r Run) Decode(dst []byte) error {
-	if err := r.Validate(); err != nil {
+	if err := r.validatePayload(); err != nil {
 		return err
 	}
 	if int64(len(dst)) != r.Extent.Bytes() {

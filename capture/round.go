@@ -152,6 +152,9 @@ func (l *leg) cold() (piece, bool) {
 	end := lay.bit(disk, lay.disks[disk].granules)
 	most, gap := min(uint64(batchBlocks)>>lay.shift, l.room), uint64(gapBlocks)>>lay.shift
 	hi, foreign := lo+1, l.e.isForeign(lo)
+	if chunk := max(1, l.e.chunk>>lay.shift); foreign && first%chunk != 0 {
+		most = min(most, chunk-first%chunk) // so that the next is compared in chunks that have a hash there
+	}
 	var gaps []piece
 	for hi < end && hi-lo < most {
 		if set.has(hi) {
@@ -247,7 +250,7 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 	longest := uint64(block.MaxRun) >> e.layout.shift
 	most := longest
 	for p.n > 0 {
-		n := min(p.n, most)
+		n := min(p.n, most-p.first%most) // chunks of the disk stay whole, which gives them hashes
 		if e.unread.hopeless(p.disk) {
 			e.unread.putAside(e, p, p.first, p.n, nil)
 			break

@@ -1,9 +1,7 @@
 package receive
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"rehost/block"
@@ -30,12 +28,8 @@ func (x *session) compare(c *conn, h wire.Hashes) error {
 	if err != nil {
 		return err
 	}
-	disk, err := view.Disk(h.Extent.Disk)
-	if err != nil {
-		return &storeError{err}
-	}
 	var hashes [wire.MaxHashes]block.Hash
-	got, err := hashesOf(disk, h.Extent, hashes[:0])
+	got, err := view.AppendHashes(hashes[:0], h.Extent)
 	if err != nil {
 		return &storeError{err}
 	}
@@ -64,23 +58,4 @@ func (x *session) base(point block.Seq) (View, error) {
 		return nil, &storeError{err}
 	}
 	return v, nil
-}
-
-// buffers are of the longest run.
-var buffers = sync.Pool{New: func() any { b := make([]byte, block.MaxRun*block.Size); return &b }}
-
-// hashesOf reads an extent and appends the hashes of its chunks.
-func hashesOf(disk io.ReaderAt, e block.Extent, hashes []block.Hash) ([]block.Hash, error) {
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
-	for at := e.Start; at < e.End(); at += block.MaxRun {
-		data := (*buffer)[:min(block.MaxRun, e.End()-at)*block.Size]
-		n, err := disk.ReadAt(data, int64(at*block.Size))
-		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, err
-		}
-		clear(data[n:]) // behind the end of the disk
-		hashes = block.AppendHashes(hashes, data, block.ChunkBlocks)
-	}
-	return hashes, nil
 }

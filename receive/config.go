@@ -2,7 +2,6 @@ package receive
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -23,10 +22,10 @@ type Store interface {
 	At(ctx context.Context, server string, point block.Seq) (View, error)
 }
 
-// A View is all disks of a replica at a point. Disk may be called at once, and
-// its results read at once.
+// A View is all disks of a replica at a point. AppendHashes may be called at once;
+// store.View says what is promised.
 type View interface {
-	Disk(id block.DiskID) (io.ReaderAt, error)
+	AppendHashes(hashes []block.Hash, e block.Extent) ([]block.Hash, error)
 }
 
 // A Writer takes the epochs of one session; store.Writer says what is promised.

@@ -3,7 +3,6 @@ package receive
 import (
 	"context"
 	"errors"
-	"io"
 
 	"rehost/block"
 	"rehost/store"
@@ -49,16 +48,11 @@ func (r *replicas) At(ctx context.Context, server string, point block.Seq) (View
 		return nil, err
 	}
 	v, err := replica.At(point)
-	if err != nil {
+	if err != nil { // not a View that holds a nil one
 		return nil, err
 	}
-	return view{v}, nil
+	return v, nil
 }
-
-type view struct{ *store.View }
-
-// Disk implements [View].
-func (v view) Disk(id block.DiskID) (io.ReaderAt, error) { return v.View.Disk(id) }
 
 func isCorrupt(err error) bool {
 	var corrupt *store.CorruptError

@@ -46,14 +46,15 @@ func (c *chunk) pad() {
 	if gap == 0 {
 		return
 	}
-	length := gap - int(storedSize(0)) - tagSize
-	if length <= 0 && gap != int(storedSize(0)) {
+	bare := int(storedSize(0, 0))
+	length := gap - bare - tagSize
+	if length <= 0 && gap != bare {
 		gap += align
 		length += align
 	}
 	length = max(length, 0)
 	dst, offset := c.place(uint64(gap))
-	c.seg.cipher.seal(dst, record{kind: kindPad, length: uint32(length), durable: c.seg.durable.Load()}, anyPayload[:length], offset)
+	c.seg.cipher.seal(dst, record{kind: kindPad, length: uint32(length), durable: c.seg.durable.Load()}, nil, anyPayload[:length], offset)
 }
 
 // A segmentWriter is the segment that a [Writer] appends to.
@@ -201,5 +202,5 @@ func (b *chunkBuffers) put(buf []byte) { b.tokens <- buf }
 
 // entryOf is the index entry of a run record.
 func entryOf(epoch block.Seq, ordinal uint64, run block.Run, offset uint64) indexEntry {
-	return indexEntry{extent: run.Extent, codec: run.Codec, epoch: epoch, ordinal: ordinal, offset: offset, length: uint32(len(run.Payload))}
+	return indexEntry{extent: run.Extent, codec: run.Codec, epoch: epoch, ordinal: ordinal, offset: offset, length: uint32(len(run.Payload)), sums: uint8(len(run.Sums))}
 }

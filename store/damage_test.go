@@ -317,7 +317,7 @@ func FuzzRecord(f *testing.F) {
 		if len(b) != recordSize {
 			return
 		}
-		r, err := decodeRecord(b)
+		r, err := decodeRecord(b, segmentVersion)
 		if err != nil {
 			return
 		}
@@ -336,7 +336,7 @@ func FuzzSegment_Load(f *testing.F) {
 	head, cipher := h.encode(key)
 	rec := record{kind: kindRun, codec: block.Zstd, extent: block.Extent{Count: 1}, epoch: 1, length: 9, durable: align}
 	body := make([]byte, rec.size())
-	cipher.seal(body, rec, []byte("not zstd!"), align)
+	cipher.seal(body, rec, nil, []byte("not zstd!"), align)
 	f.Add(append(slices.Clone(head), body...))
 	c := contents{end: align + rec.size()}
 	c.add(located{rec, align})
@@ -394,12 +394,12 @@ func FuzzSegment_Replay(f *testing.F) {
 		head, cipher := h.encode(key)
 		data, c := slices.Clone(head), contents{end: align}
 		for ; len(heads) >= recordSize && len(data) < 64<<10; heads = heads[recordSize:] {
-			r, err := decodeRecord(heads)
+			r, err := decodeRecord(heads, segmentVersion)
 			if err != nil || r.length > 2*align || r.durable > uint64(len(data)) {
 				continue
 			}
 			sealed, off := make([]byte, r.size()), uint64(len(data))
-			cipher.seal(sealed, r, anyPayload[:r.length], off)
+			cipher.seal(sealed, r, anySums[:r.sums], anyPayload[:r.length], off)
 			data = append(data, sealed...)
 			c.add(located{r, off})
 			c.end = uint64(len(data))

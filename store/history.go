@@ -19,6 +19,7 @@ type piece struct {
 	seg    uint32 // number of the segment
 	length uint32 // of the record's payload
 	disk   block.DiskID
+	sums   uint8 // of the record
 	zero   bool
 }
 
@@ -136,7 +137,7 @@ func (h *history) run(seg uint64, e indexEntry) {
 	}
 	o.add(staged{e.ordinal, piece{
 		start: e.extent.Start, count: uint32(e.extent.Count), disk: e.extent.Disk,
-		seg: uint32(seg), offset: e.offset, length: e.length, zero: e.codec == block.Zero,
+		seg: uint32(seg), offset: e.offset, length: e.length, sums: e.sums, zero: e.codec == block.Zero,
 	}})
 }
 

@@ -93,7 +93,7 @@ func newModel(t testing.TB, r *rand.Rand, fsys fileSystem) *model {
 func (m *model) open() {
 	m.t.Helper()
 	var err error
-	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: m.segmentSize, chunkSize: 13 * block.Size}); err != nil {
+	if m.store, err = Open(m.dir, m.keys, Options{fs: m.fs, SegmentSize: m.segmentSize, chunkSize: 37 * block.Size}); err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { m.store.Close() })
@@ -224,8 +224,11 @@ func (m *model) stage(seq block.Seq) (image, uint64, error) {
 	runs := make([]block.Run, n)
 	for i := range runs {
 		d := testDisks[m.rand.IntN(len(testDisks))]
-		start := m.rand.Uint64N(d.Blocks())
-		e := block.Extent{Disk: d.ID, Start: start, Count: 1 + m.rand.Uint64N(min(12, d.Blocks()-start))}
+		start, longest := m.rand.Uint64N(d.Blocks()), uint64(12)
+		if m.rand.IntN(6) == 0 { // whole chunks, which have hashes
+			start, longest = start&^7, 34
+		}
+		e := block.Extent{Disk: d.ID, Start: start, Count: 1 + m.rand.Uint64N(min(longest, d.Blocks()-start))}
 		data := make([]byte, e.Bytes())
 		switch m.rand.IntN(3) {
 		case 0:
@@ -313,6 +316,20 @@ func (m *model) compare(r *Replica, seq block.Seq) error {
 		n, _ := d.ReadAt(part, off)
 		if !bytes.Equal(part[:n], want[off:off+int64(n)]) || n < len(part) && off+int64(n) != disk.Size {
 			return fmt.Errorf("%v at point %v: read of %d at %d differs", disk.ID, seq, len(part), off)
+		}
+		chunks := block.Extent{Disk: disk.ID, Count: disk.Blocks()}
+		if m.rand.IntN(2) == 0 {
+			chunks.Start = m.rand.Uint64N(disk.Blocks())
+			chunks.Count = 1 + m.rand.Uint64N(disk.Blocks()-chunks.Start)
+		}
+		hashes, err := v.AppendHashes(nil, chunks)
+		if err != nil {
+			return err
+		}
+		seen := bytes.Clone(want)
+		clear(seen[disk.Size:])
+		if !slices.Equal(hashes, block.AppendHashes(nil, seen[chunks.Offset():][:chunks.Bytes()], block.ChunkBlocks)) {
+			return fmt.Errorf("%v at point %v: hashes of %v are not those of its content", disk.ID, seq, chunks)
 		}
 		extents := d.Extents()
 		for i := range disk.Blocks() {

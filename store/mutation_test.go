@@ -33,6 +33,9 @@ var mutations = []struct{ name, file, from, to, tests string }{
 	{"retraction not written", "writer.go", "if err := w.log(ctx, indexMark{kind: kindRetract, epoch: after}); err != nil {", "if err := error(nil); err != nil {", "Retract"},
 	{"missing segment overlooked", "replica.go", "max(uint64(len(numbers)), meta.Sealed)", "uint64(len(numbers))", "Truncated"},
 	{"writer mends itself", "writer.go", "if w.err == nil {", "if false {", "Broken"},
+	{"hash of a chunk that was written since", "sums.go", "p.start > chunk.Start || p.end() < chunk.End()", "false", "View_Hashes|Replica_Model"},
+	{"hash of the chunk beside", "sums.go", "last.list[first-of]", "last.list[max(first-of, 1)-1]", "View_Hashes|Replica_Model"},
+	{"content not compared with its hashes", "verify.go", "err := run.CheckSums(content); err != nil", "false", "Verify_Sums"},
 	{"key not shredded", "store.go", "_, err = f.WriteAt(noise, 0)", "", "CreateDelete"},
 }
 

@@ -220,20 +220,27 @@ func (s *segment) recordAt(off uint64) (record, error) {
 	return r, nil
 }
 
-// payloadAt reads and decrypts the payload of r, the record at off.
-func (s *segment) payloadAt(r record, off uint64) ([]byte, error) {
-	if r.length == 0 {
-		return nil, nil
-	}
-	b := make([]byte, r.length+tagSize)
+// checkAt reads what follows the header of r, the record at off, and decrypts it.
+func (s *segment) checkAt(r record, off uint64) error {
+	b := make([]byte, r.size()-(recordSize+tagSize))
 	if err := s.readFull(b, off+recordSize+tagSize); err != nil {
-		return nil, err
+		return err
 	}
-	p, err := s.cipher.openPayload(b, r, off)
-	if err != nil {
-		return nil, corrupt(s.object, off, "payload: %w", err)
+	_, err := s.openBody(r, b, off)
+	return err
+}
+
+// openBody decrypts what follows the header of the record r at off: a run, as it
+// came off the wire; the payload is decrypted in place.
+func (s *segment) openBody(r record, sealed []byte, off uint64) (run block.Run, err error) {
+	run.Extent, run.Codec = r.extent, r.codec
+	if run.Sums, err = s.cipher.openSums(sealed, r, off); err != nil {
+		return run, corrupt(s.object, off, "sums: %w", err)
 	}
-	return p, nil
+	if run.Payload, err = s.cipher.openPayload(sealed[r.payloadOffset()-(recordSize+tagSize):], r, off); err != nil {
+		return run, corrupt(s.object, off, "payload: %w", err)
+	}
+	return run, nil
 }
 
 // A located record is one with its place.
@@ -275,7 +282,7 @@ func (s *segment) scan() (contents, error) {
 	c := contents{end: off}
 	for _, r := range list {
 		if r.offset+r.size() > durable {
-			switch _, err := s.payloadAt(r.record, r.offset); {
+			switch err := s.checkAt(r.record, r.offset); {
 			case errors.As(err, new(*CorruptError)):
 				c.end = r.offset
 				return c, nil
@@ -296,7 +303,7 @@ func (c *contents) add(r located) {
 		c.markEnd = r.offset + r.size()
 		c.marks = append(c.marks, indexMark{kind: r.kind, flags: r.flags, epoch: r.epoch, runs: r.ordinal, time: r.time, offset: r.offset})
 	case r.kind == kindRun:
-		c.entries = append(c.entries, indexEntry{extent: r.extent, codec: r.codec, epoch: r.epoch, ordinal: r.ordinal, offset: r.offset, length: r.length})
+		c.entries = append(c.entries, indexEntry{extent: r.extent, codec: r.codec, epoch: r.epoch, ordinal: r.ordinal, offset: r.offset, length: r.length, sums: r.sums})
 	}
 }
 

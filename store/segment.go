@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
@@ -13,12 +14,13 @@ import (
 	"rehost/block"
 )
 
-// The segment format, version 1: docs/format/segment.md, whose tables a test
+// The segment format, version 2: docs/format/segment.md, whose tables a test
 // compares with these constants. All numbers are little-endian.
 const (
 	segmentMagic   = "REHOSTSG"
 	trailerMagic   = "REHOSTTR"
-	segmentVersion = 1
+	segmentVersion = 2
+	oldestVersion  = 1 // that is read: its runs have no sums
 
 	align   = 4096 // headers, batches, index and trailer begin at a multiple of it
 	tagSize = 16   // of AES-GCM
@@ -28,6 +30,7 @@ const (
 	trailerSize    = 104 // the rest of the last block is zero, but for the second magic
 	indexEntrySize = 48
 	indexMarkSize  = 40
+	sumSize        = len(block.Hash{})
 
 	maxPayload = block.MaxRun * block.Size
 	maxSegment = 1 << 36 // bytes
@@ -125,6 +128,7 @@ const (
 	nonceHeader  = 2
 	nonceTrailer = 3
 	nonceIndex   = 4
+	nonceSums    = 5
 )
 
 var (
@@ -140,6 +144,7 @@ func alignUp(n uint64) uint64 { return (n + align - 1) &^ (align - 1) }
 
 // segmentHeader is the first block of a segment.
 type segmentHeader struct {
+	version     uint16 // 0: the newest
 	level       uint8
 	replica, id [16]byte
 	number      uint64
@@ -151,6 +156,7 @@ type segmentHeader struct {
 // A segmentCipher encrypts what one segment holds, bound to the segment. Safe
 // for concurrent use.
 type segmentCipher struct {
+	version uint16
 	dataKey []byte
 	id      [16]byte
 	binding [32]byte // SHA-256 of the header
@@ -174,9 +180,10 @@ func nonce(use byte, offset uint64) []byte {
 
 // encode returns the header's block and the cipher of the segment it begins.
 func (h segmentHeader) encode(dataKey []byte) ([]byte, *segmentCipher) {
+	h.version = cmp.Or(h.version, segmentVersion)
 	b := alignedBuffer(align)
 	copy(b[hdrMagic:], segmentMagic)
-	le.PutUint16(b[hdrVersion:], segmentVersion)
+	le.PutUint16(b[hdrVersion:], h.version)
 	b[hdrLevel] = h.level
 	le.PutUint32(b[hdrBlockSize:], block.Size)
 	copy(b[hdrReplica:], h.replica[:])
@@ -188,7 +195,7 @@ func (h segmentHeader) encode(dataKey []byte) ([]byte, *segmentCipher) {
 	le.PutUint64(b[hdrLast:], uint64(h.last))
 	records := deriveAEAD(dataKey, h.id[:], "rehost segment records 1")
 	copy(b[hdrTag:], records.Seal(nil, nonce(nonceHeader, 0), nil, b[:hdrTag]))
-	return b, &segmentCipher{dataKey: dataKey, id: h.id, binding: sha256.Sum256(b[:headerSize]), records: records}
+	return b, &segmentCipher{version: h.version, dataKey: dataKey, id: h.id, binding: sha256.Sum256(b[:headerSize]), records: records}
 }
 
 // decodeSegmentHeader is the inverse of encode.
@@ -196,8 +203,8 @@ func decodeSegmentHeader(b, dataKey []byte) (h segmentHeader, c *segmentCipher, 
 	if len(b) != align || string(b[:8]) != segmentMagic {
 		return h, nil, errors.New("not a segment")
 	}
-	if v := le.Uint16(b[hdrVersion:]); v != segmentVersion {
-		return h, nil, fmt.Errorf("%w %d", errVersion, v)
+	if h.version = le.Uint16(b[hdrVersion:]); h.version < oldestVersion || h.version > segmentVersion {
+		return h, nil, fmt.Errorf("%w %d", errVersion, h.version)
 	}
 	if b[hdrFlags] != 0 || le.Uint32(b[hdrBlockSize:]) != block.Size {
 		return h, nil, fmt.Errorf("%w: unknown flags or block size", errVersion)
@@ -217,7 +224,7 @@ func decodeSegmentHeader(b, dataKey []byte) (h segmentHeader, c *segmentCipher, 
 	if !block.IsZero(b[headerSize:]) {
 		return h, nil, errZero
 	}
-	return h, &segmentCipher{dataKey: dataKey, id: h.id, binding: sha256.Sum256(b[:headerSize]), records: records}, nil
+	return h, &segmentCipher{version: h.version, dataKey: dataKey, id: h.id, binding: sha256.Sum256(b[:headerSize]), records: records}, nil
 }
 
 // record is the header of a record. Which fields count depends on its kind.
@@ -230,18 +237,28 @@ type record struct {
 	time    int64        // of a commit, in nanoseconds since 1970
 	flags   block.Flags  // of a commit
 	length  uint32       // of the payload, before encryption
+	sums    uint8        // hashes in front of the payload; the extent says how many
 	durable uint64       // all of the segment before this offset is known to be durable
 }
 
-// storedSize is the number of bytes that a record with a payload of n occupies.
-func storedSize(n int) uint64 {
-	if n == 0 {
-		return recordSize + tagSize
-	}
-	return recordSize + tagSize + uint64(n) + tagSize
+// storedSize is the number of bytes that a record with so many sums and a payload
+// of n bytes occupies.
+func storedSize(sums uint8, n uint32) uint64 {
+	return recordSize + tagSize + sealedSize(int(sums)*sumSize) + sealedSize(int(n))
 }
 
-func (r record) size() uint64 { return storedSize(int(r.length)) }
+// sealedSize is what n encrypted bytes occupy: nothing, if there are none.
+func sealedSize(n int) uint64 {
+	if n == 0 {
+		return 0
+	}
+	return uint64(n) + tagSize
+}
+
+func (r record) size() uint64 { return storedSize(r.sums, r.length) }
+
+// payloadOffset is where the payload begins, from the record's beginning.
+func (r record) payloadOffset() uint64 { return storedSize(r.sums, 0) }
 
 // mark tells records that change what is visible from those that do not.
 func (r record) mark() bool { return r.kind == kindCommit || r.kind == kindRetract }
@@ -262,7 +279,7 @@ func (r record) encode(b []byte) {
 	le.PutUint64(b[recDurable:], r.durable)
 }
 
-func decodeRecord(b []byte) (r record, err error) {
+func decodeRecord(b []byte, version uint16) (r record, err error) {
 	r.kind, r.codec = recordKind(b[recKind]), block.Codec(b[recCodec])
 	r.extent.Disk = block.DiskID(le.Uint16(b[recDisk:]))
 	r.extent.Count = uint64(le.Uint32(b[recCount:]))
@@ -276,7 +293,10 @@ func decodeRecord(b []byte) (r record, err error) {
 	r.length = le.Uint32(b[recLength:])
 	r.flags = block.Flags(le.Uint32(b[recFlags:]))
 	r.durable = le.Uint64(b[recDurable:])
-	return r, r.validate()
+	if err = r.validate(); err == nil && r.kind == kindRun {
+		r.sums = sumsOf(version, r.codec, r.extent)
+	}
+	return r, err
 }
 
 func (r record) validate() error {
@@ -299,20 +319,39 @@ func validateRun(e block.Extent, codec block.Codec, length uint32) error {
 	if length > maxPayload {
 		return fmt.Errorf("%w: payload of %d bytes", block.ErrBadRun, length)
 	}
-	return block.Run{Extent: e, Codec: codec, Payload: anyPayload[:length]}.Validate()
+	return block.Run{Extent: e, Codec: codec, Payload: anyPayload[:length], Sums: anySums[:min(codec.Sums(e), len(anySums))]}.Validate()
 }
 
-// anyPayload lends its length to validateRun.
-var anyPayload [maxPayload]byte
+// anyPayload and anySums lend their length to validateRun.
+var (
+	anyPayload [maxPayload]byte
+	anySums    [block.MaxSums]block.Hash
+)
+
+// sumsOf is how many sums a run record has.
+func sumsOf(version uint16, codec block.Codec, e block.Extent) uint8 {
+	if version < 2 {
+		return 0
+	}
+	return uint8(codec.Sums(e))
+}
 
 // seal encrypts a record for offset into dst, which is r.size() long.
-func (c *segmentCipher) seal(dst []byte, r record, payload []byte, offset uint64) {
+func (c *segmentCipher) seal(dst []byte, r record, sums []block.Hash, payload []byte, offset uint64) {
 	var head [recordSize]byte
 	r.encode(head[:])
 	aad := c.recordAAD(offset)
-	c.records.Seal(dst[:0], nonce(nonceRecord, offset), head[:], aad)
+	dst = c.records.Seal(dst[:0], nonce(nonceRecord, offset), head[:], aad)
+	aad = append(aad, head[:]...)
+	if len(sums) > 0 {
+		var plain [block.MaxSums * sumSize]byte
+		for i := range sums {
+			copy(plain[i*sumSize:], sums[i][:])
+		}
+		dst = c.records.Seal(dst, nonce(nonceSums, offset), plain[:len(sums)*sumSize], aad)
+	}
 	if len(payload) > 0 {
-		c.records.Seal(dst[recordSize+tagSize:recordSize+tagSize], nonce(noncePayload, offset), payload, append(aad, head[:]...))
+		c.records.Seal(dst, nonce(noncePayload, offset), payload, aad)
 	}
 }
 
@@ -327,7 +366,26 @@ func (c *segmentCipher) openHeader(sealed []byte, offset uint64) (record, error)
 	if _, err := c.records.Open(head[:0], nonce(nonceRecord, offset), sealed[:recordSize+tagSize], c.recordAAD(offset)); err != nil {
 		return record{}, errAuth
 	}
-	return decodeRecord(head[:])
+	return decodeRecord(head[:], c.version)
+}
+
+// openSums decrypts the sums of the record r at offset.
+func (c *segmentCipher) openSums(sealed []byte, r record, offset uint64) ([]block.Hash, error) {
+	if r.sums == 0 {
+		return nil, nil
+	}
+	var plain [block.MaxSums * sumSize]byte
+	var head [recordSize]byte
+	r.encode(head[:])
+	size := int(sealedSize(int(r.sums) * sumSize))
+	if _, err := c.records.Open(plain[:0], nonce(nonceSums, offset), sealed[:size], append(c.recordAAD(offset), head[:]...)); err != nil {
+		return nil, errAuth
+	}
+	sums := make([]block.Hash, r.sums)
+	for i := range sums {
+		sums[i] = block.Hash(plain[i*sumSize:])
+	}
+	return sums, nil
 }
 
 // openPayload decrypts the payload of the record r at offset, in place.
@@ -355,6 +413,7 @@ type indexEntry struct {
 	ordinal uint64
 	offset  uint64
 	length  uint32
+	sums    uint8 // of the record; the version and the extent say how many
 }
 
 // An indexMark is a commit or a retraction, as the index of its segment has it.
@@ -379,7 +438,7 @@ func (e indexEntry) append(b []byte) []byte {
 	return le.AppendUint32(b, 0)
 }
 
-func decodeIndexEntry(b []byte) (e indexEntry, err error) {
+func decodeIndexEntry(b []byte, version uint16) (e indexEntry, err error) {
 	e = indexEntry{
 		extent:  block.Extent{Disk: block.DiskID(le.Uint16(b[entDisk:])), Start: le.Uint64(b[entStart:]), Count: uint64(le.Uint32(b[entCount:]))},
 		codec:   block.Codec(b[entCodec]),
@@ -391,7 +450,10 @@ func decodeIndexEntry(b []byte) (e indexEntry, err error) {
 	if b[entReserved] != 0 || le.Uint32(b[entZero:]) != 0 || e.offset > maxSegment || e.epoch == 0 {
 		return e, errLayout
 	}
-	return e, validateRun(e.extent, e.codec, e.length)
+	if err = validateRun(e.extent, e.codec, e.length); err == nil {
+		e.sums = sumsOf(version, e.codec, e.extent)
+	}
+	return e, err
 }
 
 func (m indexMark) append(b []byte) []byte {
@@ -459,7 +521,7 @@ func (c *segmentCipher) encodeIndex(t trailer, plain []byte) []byte {
 	end := b[len(b)-align:]
 	copy(end[trlMagic:], trailerMagic)
 	copy(end[trlSecondMagic:], trailerMagic)
-	le.PutUint16(end[trlVersion:], segmentVersion)
+	le.PutUint16(end[trlVersion:], c.version)
 	copy(end[trlSalt:], t.salt[:])
 	for i, v := range []uint64{t.end, t.index, t.length, t.entries, t.marks, uint64(t.first), uint64(t.last)} {
 		le.PutUint64(end[trlEnd+8*i:], v)
@@ -481,7 +543,7 @@ func (c *segmentCipher) decodeTrailer(b []byte) (t trailer, err error) {
 	if string(b[:8]) != trailerMagic || string(b[trlSecondMagic:]) != trailerMagic {
 		return t, errors.New("not a trailer")
 	}
-	if v := le.Uint16(b[trlVersion:]); v != segmentVersion {
+	if v := le.Uint16(b[trlVersion:]); v != c.version {
 		return t, fmt.Errorf("%w %d", errVersion, v)
 	}
 	if !block.IsZero(b[trlFlags:trlSalt]) || !block.IsZero(b[trailerSize:trlSecondMagic]) {
@@ -511,7 +573,7 @@ func (c *segmentCipher) decodeIndex(t trailer, b, trailerBlock []byte) (entries 
 	}
 	entries, marks = make([]indexEntry, t.entries), make([]indexMark, t.marks)
 	for i := range entries {
-		if entries[i], err = decodeIndexEntry(plain[i*indexEntrySize:]); err != nil {
+		if entries[i], err = decodeIndexEntry(plain[i*indexEntrySize:], c.version); err != nil {
 			return nil, nil, err
 		}
 	}

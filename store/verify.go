@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"rehost/block"
 )
 
 // A Report is what [Replica.Verify] or [Replica.Segments] found.
@@ -32,8 +34,8 @@ func (r *Replica) Segments(ctx context.Context) (Report, error) {
 }
 
 // Verify reads everything that the replica has stored, decrypts and decodes it,
-// and compares it with the indexes. The first damage is the error, a
-// [CorruptError]. It may run beside a writer, and then looks at what there was
+// and compares it with the indexes and with the hashes that the source made of its
+// content. The first damage is the error, a [CorruptError]. It may run beside a writer, and then looks at what there was
 // when it came to each segment.
 func (r *Replica) Verify(ctx context.Context) (Report, error) {
 	return r.walk(ctx, func(s *segment, c contents, rep *Report) error { return s.verify(ctx, c, rep) })
@@ -100,12 +102,11 @@ func (s *segment) verify(ctx context.Context, c contents, rep *Report) error {
 		if err := s.readFull(sealed, off+recordSize+tagSize); err != nil {
 			return err
 		}
-		if r.kind == kindRun {
-			_, err = s.decodeRun(r, sealed, off)
+		run, err := s.openBody(r, sealed, off)
+		if err == nil && r.kind == kindRun {
+			err = s.verifyRun(run, off)
 			rep.Runs++
 			rep.Bytes += uint64(r.extent.Bytes())
-		} else if _, err = s.cipher.openPayload(sealed, r, off); err != nil {
-			err = corrupt(s.object, off, "payload: %w", err)
 		}
 		if err != nil {
 			return err
@@ -115,6 +116,18 @@ func (s *segment) verify(ctx context.Context, c contents, rep *Report) error {
 	}
 	if !slices.Equal(found.entries, c.entries) || !slices.Equal(found.marks, c.marks) {
 		return corrupt(s.object, c.end, "index does not list the records that are there")
+	}
+	return nil
+}
+
+// verifyRun decodes a run and compares its content with its sums.
+func (s *segment) verifyRun(run block.Run, off uint64) error {
+	content, err := s.decodeRun(run, off)
+	if err != nil || len(run.Sums) == 0 {
+		return err
+	}
+	if err := run.CheckSums(content); err != nil {
+		return corrupt(s.object, off, "%w", err)
 	}
 	return nil
 }

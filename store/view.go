@@ -145,31 +145,40 @@ func (d *Device) ReadAt(b []byte, off int64) (int, error) {
 // decode reads the whole run that p is a part of.
 func (v *View) decode(p piece) ([]byte, error) {
 	s := v.segments[p.seg]
-	b := make([]byte, storedSize(int(p.length)))
-	if err := s.readFull(b, p.offset); err != nil {
+	rec, body, err := s.readRecord(p, storedSize(p.sums, p.length))
+	if err != nil {
 		return nil, err
 	}
-	rec, err := s.cipher.openHeader(b, p.offset)
+	run, err := s.openBody(rec, body, p.offset)
 	if err != nil {
-		return nil, corrupt(s.object, p.offset, "record: %w", err)
+		return nil, err
 	}
-	if rec.kind != kindRun || rec.length != p.length || rec.extent.Disk != p.disk || rec.extent.Start+uint64(p.skip) != p.start {
-		return nil, corrupt(s.object, p.offset, "record is not the one in the index")
-	}
-	return s.decodeRun(rec, b[recordSize+tagSize:], p.offset)
+	return s.decodeRun(run, p.offset)
 }
 
-// decodeRun decrypts and decodes the run of a record.
-func (s *segment) decodeRun(rec record, sealed []byte, offset uint64) ([]byte, error) {
-	payload, err := s.cipher.openPayload(sealed, rec, offset)
-	if err != nil {
-		return nil, corrupt(s.object, offset, "payload: %w", err)
+// readRecord reads the first size bytes of the record that p is a part of: its
+// header, and so much of what follows.
+func (s *segment) readRecord(p piece, size uint64) (rec record, body []byte, err error) {
+	b := make([]byte, size)
+	if err := s.readFull(b, p.offset); err != nil {
+		return rec, nil, err
 	}
-	if rec.codec != block.Zstd {
-		return payload, nil // zeros have none, and may be many
+	if rec, err = s.cipher.openHeader(b, p.offset); err != nil {
+		return rec, nil, corrupt(s.object, p.offset, "record: %w", err)
 	}
-	data := make([]byte, rec.extent.Bytes())
-	if err := (block.Run{Extent: rec.extent, Codec: rec.codec, Payload: payload}).Decode(data); err != nil {
+	if rec.kind != kindRun || rec.length != p.length || rec.sums != p.sums || rec.extent.Disk != p.disk || rec.extent.Start+uint64(p.skip) != p.start {
+		return rec, nil, corrupt(s.object, p.offset, "record is not the one in the index")
+	}
+	return rec, b[recordSize+tagSize:], nil
+}
+
+// decodeRun decodes the run of the record at offset.
+func (s *segment) decodeRun(run block.Run, offset uint64) ([]byte, error) {
+	if run.Codec != block.Zstd {
+		return run.Payload, nil // zeros have none, and may be many
+	}
+	data := make([]byte, run.Extent.Bytes())
+	if err := run.Decode(data); err != nil {
 		return nil, corrupt(s.object, offset, "%w", err)
 	}
 	return data, nil

@@ -138,7 +138,7 @@ func (w *Writer) append(ctx context.Context, epoch block.Seq, ordinal uint64, ru
 	if err != nil {
 		return err
 	}
-	c.seg.cipher.seal(dst, rec, run.Payload, offset)
+	c.seg.cipher.seal(dst, rec, run.Sums, run.Payload, offset)
 	w.done(c)
 	return nil
 }
@@ -154,7 +154,7 @@ func (w *Writer) reserve(epoch block.Seq, ordinal uint64, run block.Run) (c *chu
 	if epoch <= w.last {
 		return nil, rec, nil, 0, fmt.Errorf("%w, %v", ErrCommitted, w.last)
 	}
-	rec = record{kind: kindRun, codec: run.Codec, extent: run.Extent, epoch: epoch, ordinal: ordinal, length: uint32(len(run.Payload))}
+	rec = record{kind: kindRun, codec: run.Codec, extent: run.Extent, epoch: epoch, ordinal: ordinal, length: uint32(len(run.Payload)), sums: uint8(len(run.Sums))}
 	if c, err = w.room(rec.size(), epoch); err != nil {
 		return nil, rec, nil, 0, w.fail(err)
 	}
@@ -333,7 +333,7 @@ func (w *Writer) appendMark(m indexMark) (s *segmentWriter, end uint64, err erro
 	s = c.seg
 	rec.durable = s.durable.Load()
 	dst, offset := c.place(rec.size())
-	s.cipher.seal(dst, rec, nil, offset)
+	s.cipher.seal(dst, rec, nil, nil, offset)
 	m.offset = offset
 	s.contents.marks = append(s.contents.marks, m)
 	w.closeChunk()

@@ -73,11 +73,17 @@ func decodeHashes(body []byte) (Message, error) {
 	if len(rest)%hashSize != 0 {
 		return nil, fmt.Errorf("%w: %d bytes of hashes", ErrProtocol, len(rest))
 	}
-	h.Hashes = make([]block.Hash, len(rest)/hashSize)
-	for i := range h.Hashes {
-		h.Hashes[i] = block.Hash(rest[i*hashSize:])
-	}
+	h.Hashes = decodeHashList(rest)
 	return h, h.Validate()
+}
+
+// decodeHashList cuts b into hashes.
+func decodeHashList(b []byte) []block.Hash {
+	list := make([]block.Hash, len(b)/hashSize)
+	for i := range list {
+		list[i] = block.Hash(b[i*hashSize:])
+	}
+	return list
 }
 
 func (d Differ) appendBody(b []byte) ([]byte, error) {

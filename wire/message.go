@@ -14,7 +14,7 @@ import (
 // The preface and the shape of frames; see docs/format/wire.md.
 const (
 	Magic          = "REHOST\r\n"
-	Version        = 2
+	Version        = 3
 	prefaceSize    = 12
 	headerSize     = 12
 	runHeaderSize  = 32
@@ -26,10 +26,10 @@ const (
 	hashSize       = len(block.Hash{})
 	maxHello       = 256 << 10
 	maxError       = 64 << 10
-	MaxFrame       = runHeaderSize + block.MaxRun*block.Size // longest body of any frame, in bytes
-	MaxConnections = 16                                      // of one session
-	MaxOpenEpochs  = 2                                       // epochs of one session with runs and no commit
-	MaxHashes      = 256                                     // chunks that one question may be about
+	MaxFrame       = runHeaderSize + block.MaxSums*hashSize + block.MaxRun*block.Size // longest body of any frame, in bytes
+	MaxConnections = 16                                                               // of one session
+	MaxOpenEpochs  = 2                                                                // epochs of one session with runs and no commit
+	MaxHashes      = 256                                                              // chunks that one question may be about
 
 	// HandshakeTimeout is all the time a connection has from the first byte of
 	// TLS to a whole HELLO.
@@ -217,7 +217,9 @@ func decodeError(body []byte) (Message, error) {
 
 // Size returns the bytes that the frame takes on the wire. A run of zeros has
 // no payload, but a size.
-func (r Run) Size() int64 { return int64(headerSize + runHeaderSize + len(r.Run.Payload)) }
+func (r Run) Size() int64 {
+	return int64(headerSize + runHeaderSize + len(r.Run.Sums)*hashSize + len(r.Run.Payload))
+}
 
 func (r Run) appendHeader(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Epoch))
@@ -225,7 +227,11 @@ func (r Run) appendHeader(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, r.Run.Extent.Start)
 	b = binary.BigEndian.AppendUint32(b, uint32(r.Run.Extent.Count))
 	b = binary.BigEndian.AppendUint16(b, uint16(r.Run.Extent.Disk))
-	return append(b, byte(r.Run.Codec), 0)
+	b = append(b, byte(r.Run.Codec), 0)
+	for i := range r.Run.Sums {
+		b = append(b, r.Run.Sums[i][:]...)
+	}
+	return b
 }
 
 func (r Run) appendBody(b []byte) ([]byte, error) {
@@ -248,10 +254,18 @@ func decodeRun(body []byte) (Message, error) {
 				Count: uint64(binary.BigEndian.Uint32(body[24:])),
 				Disk:  block.DiskID(binary.BigEndian.Uint16(body[28:])),
 			},
-			Codec:   block.Codec(body[30]),
-			Payload: body[runHeaderSize:],
+			Codec: block.Codec(body[30]),
 		},
 	}
+	payload := body[runHeaderSize:]
+	if n := r.Run.Codec.Sums(r.Run.Extent); n > 0 {
+		if n > block.MaxSums || len(payload) < n*hashSize {
+			return nil, fmt.Errorf("%w: %v with %d hashes in %d bytes", ErrProtocol, r.Run.Extent, n, len(payload))
+		}
+		r.Run.Sums = decodeHashList(payload[:n*hashSize])
+		payload = payload[n*hashSize:]
+	}
+	r.Run.Payload = payload
 	if err := r.Run.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
