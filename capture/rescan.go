@@ -22,7 +22,7 @@ import (
 
 // rescanProgress bounds what is sent in vain when a session is lost in a rescan,
 // in bytes of disk: what was found to be the same is only remembered with a commit.
-const rescanProgress = 256 << 20
+const rescanProgress = 1 << 30
 
 // Rescan has all disks compared with the replica, or sent again to a sink that cannot
 // compare. Run must not be running: it begins with the next session, and an engine
