@@ -37,10 +37,12 @@ var layers = map[string][]string{
 	"awsapi/generate":     nil,
 	"control":             {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
 	"agent":               {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},
+	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together
 	"cmd/rehost-agent":    {"agent"},
 	"internal/fault":      {"block", "internal/loop"},
 	"internal/loop":       nil,
+	"internal/sshd":       nil,
 	"internal/testvm":     nil,
 	"internal/testreport": nil,
 

@@ -16,6 +16,7 @@ import (
 
 	"rehost/audit"
 	"rehost/ca"
+	"rehost/fleet"
 	"rehost/store"
 )
 
@@ -27,6 +28,7 @@ type CLI struct {
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
 	Keys       KeysCmd       `cmd:"" help:"List access keys, make one that can install agents, or replace the sealing key."`
 	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
+	Install    InstallCmd    `cmd:"" help:"Install the agent on many servers over SSH."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
 }
 
@@ -112,6 +114,8 @@ var outcomes = []struct {
 	{store.ErrBadID, statusUsage, "a replica has the name of its source server, like s-0123456789abcdef0"},
 	{store.ErrLocked, statusInUse, "stop the replication server that writes this replica"},
 	{errInUse, statusInUse, "stop the other process, or name another directory with --data"},
+	{fleet.ErrInventory, statusUsage, "the guide has an example: docs/guide/fleet.md"},
+	{errSomeFailed, statusError, "run the same command again: hosts that are done are left out"},
 	{errNoKey, statusError, "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE and AWS_PROFILE, of who may create users, policies and keys"},
 	{errKeys, statusError, "aws iam update-access-key --status Inactive and aws iam delete-access-key end a key at once"},
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
