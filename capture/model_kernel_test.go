@@ -1,0 +1,378 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+
+	"golang.org/x/sys/unix"
+
+	"rehost/block"
+)
+
+// ---- requests
+
+func (m *model) submit(disk, first, n int, record int32, done func()) {
+	q := &modelRequest{id: int32(len(m.writes)), disk: disk, first: first, n: n, tag: -1, done: done}
+	m.writes = append(m.writes, modelWrite{never, never, record})
+	if m.chance(m.slow) {
+		q.slow = []float64{.5, .9, .97, .99}[m.r.IntN(4)]
+	}
+	if first >= modelTable { // a sync waits for these
+		q.slow = min(q.slow, .5)
+	}
+	m.queue = append(m.queue, q)
+	m.giveTags()
+}
+
+func (m *model) giveTags() {
+	wait := m.queue[:0]
+next:
+	for _, q := range m.queue {
+		from := m.r.IntN(modelTags)
+		for i := range modelTags {
+			if t := (from + i) % modelTags; !m.inUse[q.disk][t] {
+				m.inUse[q.disk][t], q.tag = true, t
+				m.active = append(m.active, q)
+				continue next
+			}
+		}
+		wait = append(wait, q)
+	}
+	m.queue = wait
+}
+
+func (m *model) mark(gen, disk, first, n int) {
+	for b := first; b < first+n; b++ {
+		m.filter[gen&1][disk][b] = true
+	}
+}
+
+// step takes one request one step further.
+func (m *model) step(i int) {
+	q := m.active[i]
+	if q.slow > 0 && m.chance(q.slow) {
+		return
+	}
+	switch q.state {
+	case queued: // the issue program begins: it reads the generation
+		if !q.began {
+			q.began, m.writes[q.id].issued = true, m.now
+		}
+		q.early = q.early || m.deaf
+		if q.gen, q.marked, q.state = m.gen, 0, issuing; m.chance(m.v.lostIssue) {
+			q.state, q.unseen = landing, true
+			m.skips++
+		}
+	case issuing: // a mark a step, then the pending table
+		if q.marked < q.n && !m.deaf {
+			if !m.v.markLate {
+				m.mark(q.gen, q.disk, q.first+q.marked, 1)
+			}
+			q.marked++
+			return
+		}
+		if old := m.pend[q.disk][q.tag]; old.n > 0 && !m.v.noPending { // a completion never seen
+			for b := old.first; b < old.first+old.n; b++ {
+				m.dirty[q.disk][b] = true
+			}
+		}
+		if m.pend[q.disk][q.tag] = (modelRange{q.first, q.n}); m.deaf {
+			m.pend[q.disk][q.tag] = modelRange{}
+		}
+		q.state = landing
+	case landing: // block by block, in any order
+		if m.chance(m.v.requeue) {
+			m.pend[q.disk][q.tag] = modelRange{}
+			q.landed, q.state = 0, queued
+			return
+		}
+		if q.landed == 1<<q.n-1 {
+			q.state = landed
+			return
+		}
+		j := m.r.IntN(q.n)
+		for q.landed>>j&1 != 0 {
+			j = (j + 1) % q.n
+		}
+		q.landed |= 1 << j
+		b := q.first + j
+		m.dev[q.disk][b] = q.id
+		m.past[q.disk][b] = append(m.past[q.disk][b], landedWrite{q.id, m.now})
+	case landed: // the completion program begins, unless it is lost
+		// The tracker waits for those that are early; here they may last longer.
+		if q.marked, q.state = 0, completing; !q.early && m.chance(m.v.lostComplete) {
+			q.state = over
+		}
+	case completing:
+		if q.marked < q.n && !m.deaf {
+			m.dirty[q.disk][q.first+q.marked] = true
+			if m.v.markLate {
+				m.mark(m.gen, q.disk, q.first+q.marked, 1)
+			}
+			q.marked++
+			return
+		}
+		m.pend[q.disk][q.tag] = modelRange{}
+		if q.state = over; q.unseen && !m.deaf {
+			m.lost++
+		}
+	case over: // whoever wrote is told
+		m.writes[q.id].completed = m.now
+		m.inUse[q.disk][q.tag] = false
+		m.active[i] = m.active[len(m.active)-1]
+		m.active = m.active[:len(m.active)-1]
+		if q.done != nil {
+			q.done()
+		}
+		m.giveTags()
+	}
+}
+
+// ---- writers
+
+// log writes record n to disk 0 and, once that is done, to disk 1.
+func (m *model) log() {
+	m.record++
+	n := m.record
+	m.submit(0, int(n)%5, 1, n, func() { m.submit(1, int(n)%5, 1, n, m.log) })
+}
+
+// files writes as a journalling file system does: data, journal, commit block.
+func (m *model) files(disk int) func() {
+	turn := 0
+	var run func()
+	run = func() {
+		turn++
+		m.submit(disk, 5+m.r.IntN(2), 1+m.r.IntN(3), 0, func() {
+			m.submit(disk, 9+turn%2*2, 2, 0, func() {
+				m.submit(disk, 13, 1, 0, func() {
+					if m.chance(.3) {
+						m.submit(disk, 14, 1, 0, nil)
+					}
+					if m.chance(.5) {
+						m.submit(1-disk, 5+m.r.IntN(3), 2, 0, run)
+						return
+					}
+					run()
+				})
+			})
+		})
+	}
+	return run
+}
+
+func (m *model) random(disk int) {
+	m.submit(disk, 5+m.r.IntN(9), 1+m.r.IntN(3), 0, func() { m.random(disk) })
+}
+
+// ---- Tracker
+
+func (m *model) Method() (Method, string) { return EBPF, "model" }
+
+func (m *model) Skipped() (uint64, error) {
+	m.yield()
+	switch {
+	case !m.v.counted:
+		return 0, nil
+	case m.v.countedEarly:
+		return m.skipsThen, nil
+	}
+	return m.skips, nil
+}
+
+func (m *model) Prepare() error {
+	m.skipsThen = m.skips
+	m.filter[(m.gen+1)&1] = [modelDisks][modelBlocks]bool{}
+	m.yield()
+	if m.early = nil; m.v.scanEarly {
+		m.scan(func(d, b int) { m.early = append(m.early, modelBlock{d, b}) })
+	}
+	return nil
+}
+
+func (m *model) Flip() { m.gen++; m.yield() }
+
+func (m *model) scan(f func(disk, block int)) {
+	for d := range modelDisks {
+		for b := range modelBlocks {
+			if m.v.ignoreHeld && m.fs[d] != nil && m.fs[d].held[b] {
+				m.dirty[d][b] = false
+			}
+			if m.dirty[d][b] {
+				if m.v.oweLate {
+					m.dirty[d][b] = false
+					m.yield()
+				}
+				f(d, b)
+				if m.v.crashes && !m.v.oweLate {
+					m.yield()
+				}
+				if !m.v.clearAfterRead {
+					m.dirty[d][b] = false
+				}
+			}
+			if b%4 == 3 {
+				m.yield()
+			}
+		}
+	}
+}
+
+func (m *model) pending(into *Set) {
+	for d := range modelDisks {
+		for t := range modelTags {
+			if p := m.pend[d][t]; p.n > 0 && !m.v.noPending {
+				into.Add(d, uint64(p.first), uint64(p.n))
+			}
+			if t%3 == 0 {
+				m.yield()
+			}
+		}
+	}
+}
+
+func (m *model) Pending(into *Set) {
+	if !m.v.pendingLate {
+		m.pending(into)
+	}
+}
+
+func (m *model) Changed(into *Set) error {
+	if m.v.scanEarly {
+		for _, x := range m.early {
+			into.Add(x.disk, uint64(x.block), 1)
+		}
+		return nil
+	}
+	m.scan(func(d, b int) { into.Add(d, uint64(b), 1) })
+	if m.v.pendingLate {
+		m.pending(into)
+	}
+	return nil
+}
+
+func (m *model) conflict(disk, first, n int) bool {
+	for b := first; b < first+n; b++ {
+		if b < modelBlocks && m.filter[m.gen&1][disk][b] {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) Conflict(disk int, first, n uint64) bool {
+	m.yield()
+	switch {
+	case m.v.noConflictTest:
+		return false
+	case m.v.conflictFirst:
+		return m.asked
+	}
+	return m.conflict(disk, int(first), int(n))
+}
+
+// Settle fails when an audit, now and then, knows of a write whose issue was not
+// seen. It covers everything when there is none, also none under way.
+func (m *model) Settle(context.Context) (bool, error) {
+	if m.clean = false; !m.v.audits || m.chance(.95) {
+		return true, nil
+	}
+	if m.lost > m.account {
+		m.account = m.lost
+		return false, &AuditError{Disk: -1, Reason: "model"}
+	}
+	m.clean = true
+	for _, q := range m.active {
+		m.clean = m.clean && !q.unseen
+	}
+	return true, nil
+}
+
+func (m *model) Close() error { return nil }
+
+func (m *model) audited() bool {
+	if m.v.audits {
+		return m.clean
+	}
+	return m.chance(m.v.rollback / 10)
+}
+
+// ---- keeper
+
+func (m *model) owed() []uint64 { return m.owes }
+
+func (m *model) kept() (position, bool) {
+	if m.saved == nil {
+		return position{}, false
+	}
+	return *m.saved, true
+}
+
+func (m *model) keep(p position) {
+	m.yield()
+	if m.v.unsuspecting {
+		p.suspect = false
+	}
+	if p.point = (block.Point{}); m.v.keepLate {
+		m.saved, m.late = m.late, &p
+		if m.saved == nil {
+			m.saved = &p
+		}
+	} else {
+		m.saved = &p
+	}
+	m.accounts = m.account
+	m.yield()
+}
+
+// owing asks whether what is pinned holds everything that is not acknowledged.
+func (m *model) owing() {
+	for w, v := range m.owes {
+		missing := m.engine.todo.words[w] | m.engine.staged.words[w]
+		if u := m.engine.unread.set; u != nil {
+			missing |= u.words[w]
+		}
+		if missing &^= v; missing != 0 && !m.v.mutant {
+			m.bad = fmt.Sprintf("word %d: %b is to be sent and not owed", w, missing)
+		}
+	}
+}
+
+// noise makes blocks that do not compress, which would take most of the time.
+var noise = func() []byte {
+	b := make([]byte, block.Size)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}()
+
+// blockOf is what a block holds after write id; before any it is zero.
+func blockOf(p []byte, id int32) {
+	if id == 0 {
+		clear(p)
+		return
+	}
+	copy(p, noise)
+	binary.LittleEndian.PutUint64(p, uint64(id))
+}
+
+func (m *model) read(disk int, x block.Extent, buf []byte) error {
+	m.asked = m.conflict(disk, int(x.Start), int(x.Count))
+	for b := int(x.Start); b < int(x.End()); b++ {
+		if m.bads[disk][b] {
+			m.failures++
+			return &DiskError{Op: "read", Offset: int64(b) * block.Size, Err: unix.EIO}
+		}
+	}
+	for i := range int(x.Count) {
+		b := int(x.Start) + i
+		id := m.dev[disk][b]
+		blockOf(buf[i*block.Size:][:block.Size], id)
+		m.yield()
+		if m.v.clearAfterRead {
+			m.dirty[disk][b] = false
+		}
+	}
+	return nil
+}
