@@ -36,13 +36,16 @@ type kernelTracker struct {
 	sources []*source
 	sysfs   string
 	bpf     *bpf.Tracker
+	look    func() (bpf.Skips, error) // at what the kernel skipped
 
 	// Of the engine's goroutine.
 	base      []baseline
-	missed    uint64 // begins of writes that the kernel kept from the program, and whose ends are accounted for
+	missed    uint64 // begins of writes that the kernel kept from the programs, and whose ends are accounted for
 	nextAudit time.Time
 	issued    uint64 // by all disks, at the last flip
 	clean     bool   // the last audit covered every disk and found nothing
+	skips     bpf.Skips
+	blind     uint64 // times that a write may have begun unseen since the look before
 
 	// Where tracking outlives this process.
 	pins     *bpf.Pins // nil: it does not
@@ -51,8 +54,9 @@ type kernelTracker struct {
 	position *position // of an engine before this one, whose tracking went on
 	fate     string
 
-	mu    sync.Mutex // guards:
-	proof string
+	mu        sync.Mutex // guards:
+	proof     string
+	spareless error // why there can be no spare program
 }
 
 // An observation is a disk's counters on both sides at one moment.
@@ -117,6 +121,7 @@ func (t *kernelTracker) load(ctx context.Context, disks []bpf.Disk) error {
 	if t.bpf, err = bpf.Load(disks, 3+uint32(t.layout.shift)); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
+	t.look = t.bpf.Skips
 	t.proof = "writes to a disk made for the purpose were seen"
 	if canaryErr != nil {
 		t.proof = "not shown yet; the audit against diskstats will (" + canaryErr.Error() + ")"
@@ -167,14 +172,20 @@ func (t *kernelTracker) settleDown(ctx context.Context) error {
 		}
 	}
 	var err error
-	t.missed, err = t.bpf.Missed()
+	t.missed, err = t.unseen()
 	return err
+}
+
+// unseen is the most writes that can have begun without a program seeing it.
+func (t *kernelTracker) unseen() (uint64, error) {
+	s, err := t.look()
+	return s.Unseen(), err
 }
 
 // open opens a disk's account anew. Ends of writes in the old one whose begins
 // were missed have been accounted for.
 func (t *kernelTracker) open(i int) error {
-	missed, err := t.bpf.Missed()
+	missed, err := t.unseen()
 	if err != nil {
 		return err
 	}
@@ -207,13 +218,33 @@ func (t *kernelTracker) openAt(i int, missed uint32) error {
 func (t *kernelTracker) Method() (Method, string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.spareless != nil {
+		return EBPF, fmt.Sprintf("%s; programs that the kernel skips have no spare: %v", t.proof, t.spareless)
+	}
 	return EBPF, t.proof
 }
 
-// Skipped is how often the kernel kept the program from a write's begin, because
-// it was running on that CPU already: below another interrupt, or, since 7.0, as
-// part of a task that was put aside.
-func (t *kernelTracker) Skipped() (uint64, error) { return t.bpf.Missed() }
+// Skipped grows when the kernel may have kept every program from a write's begin,
+// because each was running on that CPU already: below another interrupt, or, since
+// 7.0, as part of a task that was put aside. Where that happens at all, a spare is
+// attached, which counts from the next call on.
+func (t *kernelTracker) Skipped() (uint64, error) {
+	now, err := t.look()
+	if err != nil {
+		return 0, err
+	}
+	if now.Blind(t.skips) {
+		t.blind++
+	}
+	t.skips = now
+	if now.Program > 0 && !now.Spared && t.spareless == nil {
+		err := t.bpf.AttachSpare(t.pins)
+		t.mu.Lock()
+		t.spareless = err
+		t.mu.Unlock()
+	}
+	return t.blind, nil
+}
 
 func (t *kernelTracker) Prepare() error { t.bpf.Prepare(); return nil }
 func (t *kernelTracker) Flip()          { t.bpf.Flip(); t.issued = t.allIssued() }
@@ -248,7 +279,7 @@ func (t *kernelTracker) Conflict(disk int, first, n uint64) bool {
 // Settle lets a round without conflict be a point unless an account shows that
 // something went unseen.
 func (t *kernelTracker) Settle(ctx context.Context) (bool, error) {
-	missed, err := t.bpf.Missed()
+	missed, err := t.unseen()
 	if err != nil {
 		return false, err
 	}

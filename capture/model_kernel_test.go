@@ -61,10 +61,11 @@ func (m *model) step(i int) {
 			q.began, m.writes[q.id].issued = true, m.now
 		}
 		q.early = q.early || m.deaf
-		if q.gen, q.marked, q.state = m.gen, 0, issuing; m.chance(m.v.lostIssue) {
-			q.state, q.unseen = landing, true
-			m.skips++
-		}
+		q.unseen, q.spare = true, false
+		m.enter(q)
+	case sparing: // the spare begins
+		q.spare = true
+		m.enter(q)
 	case issuing: // a mark a step, then the pending table
 		if q.marked < q.n && !m.deaf {
 			if !m.v.markLate {
@@ -73,15 +74,26 @@ func (m *model) step(i int) {
 			q.marked++
 			return
 		}
-		if old := m.pend[q.disk][q.tag]; old.n > 0 && !m.v.noPending { // a completion never seen
-			for b := old.first; b < old.first+old.n; b++ {
-				m.dirty[q.disk][b] = true
+		entry := &m.pend[q.disk][q.tag]
+		if old := *entry; !q.relieved && old.n > 0 && !m.v.noPending && !(q.spare && old == q.covers()) { // a completion never seen
+			q.relieved = true
+			if m.v.forgottenFirst {
+				*entry = modelRange{}
+				q.late = old
+				return
 			}
+			m.soil(q.disk, old)
+			return
 		}
-		if m.pend[q.disk][q.tag] = (modelRange{q.first, q.n}); m.deaf {
-			m.pend[q.disk][q.tag] = modelRange{}
+		if q.late.n > 0 && m.chance(.9) {
+			return
 		}
-		q.state = landing
+		m.soil(q.disk, q.late)
+		q.late = modelRange{}
+		if *entry = q.covers(); m.deaf {
+			*entry = modelRange{}
+		}
+		m.leave(q)
 	case landing: // block by block, in any order
 		if m.chance(m.v.requeue) {
 			m.pend[q.disk][q.tag] = modelRange{}
@@ -102,8 +114,10 @@ func (m *model) step(i int) {
 		m.past[q.disk][b] = append(m.past[q.disk][b], landedWrite{q.id, m.now})
 	case landed: // the completion program begins, unless it is lost
 		// The tracker waits for those that are early; here they may last longer.
-		if q.marked, q.state = 0, completing; !q.early && m.chance(m.v.lostComplete) {
-			q.state = over
+		if q.marked, q.state, q.relieved = 0, completing, false; !q.early && !(q.unseen && m.v.oneEnd) && m.chance(m.v.lostComplete) {
+			if q.state = over; q.unseen {
+				m.lost++
+			}
 		}
 	case completing:
 		if q.marked < q.n && !m.deaf {
@@ -112,6 +126,11 @@ func (m *model) step(i int) {
 				m.mark(m.gen, q.disk, q.first+q.marked, 1)
 			}
 			q.marked++
+			return
+		}
+		if old := m.pend[q.disk][q.tag]; !q.relieved && old.n > 0 && old != q.covers() { // of a request before, and so was this one's issue
+			m.soil(q.disk, old)
+			q.relieved = true
 			return
 		}
 		m.pend[q.disk][q.tag] = modelRange{}
@@ -127,6 +146,40 @@ func (m *model) step(i int) {
 			q.done()
 		}
 		m.giveTags()
+	}
+}
+
+// enter lets an issue program begin, which reads the generation, unless it is skipped.
+func (m *model) enter(q *modelRequest) {
+	switch {
+	case !m.calm && !(q.spare && m.v.credulous) && m.chance(m.v.lostIssue):
+		if q.spare {
+			m.skips.Spare++
+		} else {
+			m.skips.Program++
+		}
+		m.leave(q)
+	case q.spare && m.v.credulous && m.pend[q.disk][q.tag] == q.covers():
+		q.unseen = false
+		m.leave(q)
+	default:
+		q.gen, q.marked, q.state, q.unseen, q.relieved = m.gen, 0, issuing, false, false
+	}
+}
+
+// leave ends it, or its being skipped.
+func (m *model) leave(q *modelRequest) {
+	if q.state = landing; m.skips.Spared && !q.spare {
+		q.state = sparing
+	}
+}
+
+func (q *modelRequest) covers() modelRange { return modelRange{q.first, q.n} }
+
+// soil marks a range dirty.
+func (m *model) soil(disk int, r modelRange) {
+	for b := r.first; b < r.first+r.n; b++ {
+		m.dirty[disk][b] = true
 	}
 }
 
@@ -173,13 +226,23 @@ func (m *model) Method() (Method, string) { return EBPF, "model" }
 
 func (m *model) Skipped() (uint64, error) {
 	m.yield()
+	now := m.skips
 	switch {
 	case !m.v.counted:
 		return 0, nil
 	case m.v.countedEarly:
-		return m.skipsThen, nil
+		now = m.skipsThen
+	case m.v.confident && now.Spared:
+		return m.blind, nil
 	}
-	return m.skips, nil
+	if now.Blind(m.skipsSeen) {
+		m.blind++
+	}
+	m.skipsSeen = now
+	if m.v.spares && now.Program > 0 && !now.Spared {
+		m.skips.Spared, m.skips.Alone = true, m.skips.Program
+	}
+	return m.blind, nil
 }
 
 func (m *model) Prepare() error {
@@ -280,13 +343,14 @@ func (m *model) Settle(context.Context) (bool, error) {
 		return true, nil
 	}
 	if m.lost > m.account {
-		m.account = m.lost
+		m.account, m.calm = m.lost, m.v.storms
 		return false, &AuditError{Disk: -1, Reason: "model"}
 	}
 	m.clean = true
 	for _, q := range m.active {
 		m.clean = m.clean && !q.unseen
 	}
+	m.calm = m.calm && !m.clean
 	return true, nil
 }
 

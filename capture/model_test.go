@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"rehost/block"
+	"rehost/capture/bpf"
 )
 
 // The model: the engine as it is, in one goroutine, on simulated disks and a
@@ -35,7 +36,8 @@ type modelWrite struct {
 }
 
 // A request goes queued -> issuing -> landing -> landed -> completing -> over;
-// a requeue takes it from landing back to queued.
+// a requeue takes it from landing back to queued. Where the issue program has a
+// spare, it goes from issuing, or past it, to sparing and issuing again.
 type modelRequest struct {
 	id                 int32
 	disk, first, n     int
@@ -44,13 +46,18 @@ type modelRequest struct {
 	landed             uint32
 	slow               float64
 	done               func()
-	began, unseen      bool
-	early              bool // issued before anything tracked
+	began              bool
+	unseen             bool       // by every issue program
+	spare              bool       // the spare's turn
+	relieved           bool       // what stood in its entry is dealt with
+	late               modelRange // or is not, for one who forgets it first
+	early              bool       // issued before anything tracked
 }
 
 const (
 	queued = iota
 	issuing
+	sparing
 	landing
 	landed
 	completing
@@ -71,8 +78,10 @@ type model struct {
 	now int64
 
 	gen       int
-	skips     uint64 // issues that no program saw
-	skipsThen uint64 // as the round began
+	skips     bpf.Skips
+	skipsThen bpf.Skips // as the round began
+	skipsSeen bpf.Skips // as they were looked at
+	blind     uint64
 	filter    [2][modelDisks][modelBlocks]bool
 	dirty     [modelDisks][modelBlocks]bool
 	pend      [modelDisks][modelTags]modelRange
@@ -91,7 +100,8 @@ type model struct {
 	owes     []uint64
 	saved    *position
 	late     *position // for one who writes down too late
-	lost     int       // completions whose issue was not seen
+	lost     int       // writes whose issue was not seen, known by their completion, or by the bytes
+	calm     bool      // between two storms
 	account  int       // how many of them are known
 	accounts int       // as it was written down
 
@@ -208,7 +218,7 @@ func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop 
 		}
 		return nil
 	}
-	m.engine = e
+	m.engine, m.skipsSeen = e, bpf.Skips{}
 	return iter.Pull(func(yield func(struct{}) bool) {
 		defer func() {
 			if r := recover(); r != nil && r != (modelStopped{}) {

@@ -12,7 +12,12 @@ type variant struct {
 	mistaken                          bool    // and says that it has them
 	there                             bool    // the other side has a replica from before, some of it right
 	audits                            bool    // lost issues are noticed, some time later
+	oneEnd                            bool    // no write loses both
+	storms                            bool    // they come in storms, from a clean audit to one that fails
 	counted, countedEarly             bool    // they are counted when they happen; looked at too early
+	spares                            bool    // a spare issue program is attached after the first
+	credulous, confident              bool    // that takes an entry for the program's; whose own skips do not count
+	forgottenFirst                    bool    // a lost completion's entry goes before its range is marked
 
 	// The process is killed at any step, and another one goes on with what is pinned.
 	crashes                         bool
@@ -47,12 +52,16 @@ var variants = []variant{
 	{name: "kills, requeues and lost completions", crashes: true, requeue: .02, lostComplete: .02},
 	{name: "kills and points lost by the other side", crashes: true, rollback: .3},
 	{name: "audits that fail", audits: true, lostIssue: .1},
-	{name: "kills and audits that fail", crashes: true, audits: true, lostIssue: .1},
+	{name: "kills and audits that fail", crashes: true, audits: true, lostIssue: .1, storms: true},
 	{name: "kills in a rescan", crashes: true, there: true, requeue: .02, rollback: .1},
 	{name: "programs that are skipped", lostIssue: .05, counted: true, requeue: .02},
 	{name: "kills and programs that are skipped", crashes: true, lostIssue: .05, counted: true},
 	{name: "a replica from before and programs that are skipped", there: true, lostIssue: .05, counted: true},
 	{name: "M skipped programs looked for too early", lostIssue: .05, countedEarly: true, counted: true, mutant: true},
+	{name: "a spare program", lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, requeue: .02},
+	{name: "a spare program and kills", crashes: true, lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true},
+	{name: "M skips of the spare program not counted", lostIssue: .2, counted: true, spares: true, confident: true, mutant: true},
+	{name: "M spare program trusts an entry left by another request", lostIssue: .5, lostComplete: .3, oneEnd: true, counted: true, spares: true, credulous: true, mutant: true},
 	{name: "reads that fail", failing: .01, requeue: .02},
 	{name: "kills and reads that fail", failing: .01, crashes: true, there: true, rollback: .1},
 	{name: "M what cannot be read is forgotten", failing: .01, forgetful: true, mutant: true},
@@ -63,7 +72,7 @@ var variants = []variant{
 	{name: "M acknowledgement written down too late", crashes: true, rollback: .3, keepLate: true, mutant: true},
 	{name: "M position taken from the other side", crashes: true, rollback: .3, trusting: true, mutant: true},
 	{name: "M doubt forgotten by a kill", crashes: true, rollback: .3, noDoubt: true, mutant: true},
-	{name: "M suspicion forgotten by a kill", crashes: true, audits: true, lostIssue: .1, unsuspecting: true, mutant: true},
+	{name: "M suspicion forgotten by a kill", crashes: true, audits: true, lostIssue: .5, storms: true, unsuspecting: true, mutant: true},
 	{name: "free space", frees: true, requeue: .02, lostComplete: .02},
 	{name: "free space and kills", frees: true, crashes: true, requeue: .02},
 	{name: "free space and points lost by the other side", frees: true, crashes: true, rollback: .3},
@@ -82,6 +91,7 @@ var variants = []variant{
 	{name: "M bit cleared after the read", clearAfterRead: true, mutant: true},
 	{name: "M nothing folded back after a lost session", noFold: true, mutant: true},
 	{name: "M lost completions without a pending table", lostComplete: .02, noPending: true, mutant: true},
+	{name: "M lost completions forgotten before they are marked", lostComplete: .1, forgottenFirst: true, mutant: true},
 	{name: "M pending table read after the scan", lostComplete: .1, pendingLate: true, mutant: true},
 	{name: "M bitmap scanned before the flip", scanEarly: true, mutant: true},
 	{name: "M lost issues", lostIssue: .01, mutant: true},

@@ -74,7 +74,7 @@ func (t *kernelTracker) adopt(disks []bpf.Disk) bool {
 	}
 	b, err := t.pins.Adopt(disks, t.layout.words)
 	if err == nil {
-		t.bpf = b
+		t.bpf, t.look = b, b.Skips
 		if err = t.readRecord(); err == nil {
 			return true
 		}

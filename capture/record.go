@@ -17,7 +17,7 @@ import (
 // endian, as on every machine that runs this.
 const (
 	recordMagic   = "RHPINS\r\n"
-	recordVersion = 2
+	recordVersion = 3
 
 	recVersion  = 8
 	recActive   = 12 // which copy counts

@@ -1,5 +1,5 @@
 // Package bpf is the kernel side of change tracking: three programs on the block
-// layer's request tracepoints (tracker.bpf.c), compiled ahead of time and found a
+// layer's request tracepoints and a spare one (tracker.bpf.c), compiled ahead of time and found a
 // home in the running kernel through its BTF (CO-RE), and the memory they share
 // with user space. It loads and attaches; what the marks mean is package
 // capture's business.

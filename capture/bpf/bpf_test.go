@@ -13,7 +13,7 @@ func TestSupported(t *testing.T) {
 		t.Fatalf("Counters has %d bytes, the kernel side's %d", got, want)
 	}
 	var c trackerControl
-	if unsafe.Offsetof(c.Gen) != offGen || unsafe.Offsetof(c.Wide) != offWide || unsafe.Offsetof(c.Whole) != offWhole || unsafe.Offsetof(c.Filter) != offFilter {
+	if unsafe.Offsetof(c.Gen) != offGen || unsafe.Offsetof(c.Wide) != offWide || unsafe.Offsetof(c.Alone) != offAlone || unsafe.Offsetof(c.Whole) != offWhole || unsafe.Offsetof(c.Filter) != offFilter {
 		t.Fatal("struct control is laid out differently on the kernel side")
 	}
 }

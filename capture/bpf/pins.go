@@ -205,13 +205,22 @@ func (p *Pins) Keep(t *Tracker, words int) (err error) {
 			return fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}
-	for _, name := range attached {
-		if err := t.objects.Programs[name].Pin(p.path(pinProgram + name)); err != nil {
+	for name, program := range t.objects.Programs {
+		if err := program.Pin(p.path(pinProgram + name)); err != nil {
 			return fmt.Errorf("pin program %s: %w", name, err)
 		}
-		if err := t.links[name].Pin(p.path(pinLink + name)); err != nil {
-			return fmt.Errorf("pin link %s: %w", name, err)
+	}
+	for name := range t.links {
+		if err := p.pinLink(t, name); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (p *Pins) pinLink(t *Tracker, name string) error {
+	if err := t.links[name].Pin(p.path(pinLink + name)); err != nil {
+		return fmt.Errorf("pin link %s: %w", name, err)
 	}
 	return nil
 }
@@ -266,6 +275,15 @@ func (p *Pins) Adopt(disks []Disk, words int) (_ *Tracker, err error) {
 		if err := p.adoptProgram(t, name); err != nil {
 			return nil, err
 		}
+		if err := p.adoptLink(t, name); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.adoptProgram(t, spare); err != nil {
+		return nil, err
+	}
+	if err := p.adoptLink(t, spare); err != nil && !errors.Is(err, fs.ErrNotExist) { // where no program was skipped
+		return nil, err
 	}
 	for name, want := range layoutOf(disks, words) {
 		m, err := ebpf.LoadPinnedMap(p.path(name), nil)
@@ -286,6 +304,10 @@ func (p *Pins) adoptProgram(t *Tracker, name string) error {
 		return fmt.Errorf("open program %s: %w", name, err)
 	}
 	t.objects.Programs[name] = prog
+	return nil
+}
+
+func (p *Pins) adoptLink(t *Tracker, name string) error {
 	l, err := link.LoadPinnedLink(p.path(pinLink+name), nil)
 	if err != nil {
 		return fmt.Errorf("open link %s: %w", name, err)
@@ -295,7 +317,7 @@ func (p *Pins) adoptProgram(t *Tracker, name string) error {
 	if err != nil {
 		return fmt.Errorf("look at link %s: %w", name, err)
 	}
-	is, err := prog.Info()
+	is, err := t.objects.Programs[name].Info()
 	if err != nil {
 		return fmt.Errorf("look at program %s: %w", name, err)
 	}

@@ -3,7 +3,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Which blocks of which disks change: three programs on the block layer's
- * request tracepoints. docs/capture.md says what user space does with their
+ * request tracepoints, and a spare one. docs/capture.md says what user space does with their
  * marks and why the order of every step below matters.
  *
  * A granule is 2^shift sectors. Disks lie one behind the other in the dirty
@@ -42,7 +42,9 @@ struct control {
 	volatile __u32 gen;
 	__u32 pad0;
 	volatile __u8 wide[2];  /* of a generation: conflicts with everything */
-	__u8 pad1[54];
+	__u8 pad1[6];
+	__u64 alone;            /* user space's: skips of block_rq_issue until its spare was there */
+	__u8 pad2[40];
 	volatile __u64 whole[MAX_DISKS]; /* everything on the disk is dirty */
 	volatile __u8 filter[2 * FILTER];
 };
@@ -263,11 +265,15 @@ static __always_inline __u64 entry(struct seen *s)
 static __always_inline __u64 first_of(__u64 entry) { return (entry & ~PRESENT) >> 20; }
 static __always_inline __u64 last_of(__u64 entry) { return first_of(entry) + (entry & LONGEST); }
 
-static __always_inline int issue(struct request *rq)
+/* All of this may be done twice for one beginning. Only a count may not be: an entry
+ * with the request's own range tells the spare that the program was there before
+ * it, or that a request of long ago left it. So it says nothing of the filter. */
+static __always_inline int issue(struct request *rq, int spare)
 {
 	__u32 zero = 0;
 	struct control *c = bpf_map_lookup_elem(&control, &zero);
 	struct seen s;
+	int again = 0;
 
 	if (!c)
 		return 0;
@@ -279,7 +285,8 @@ static __always_inline int issue(struct request *rq)
 	if (p) {
 		/* First marked, then forgotten: whoever flips in between finds it in one of them. */
 		__u64 old = *(volatile __u64 *)p;
-		if (old) {
+		again = spare && old == entry(&s);
+		if (old && !again) {
 			mark(c, s.disk, s.word0, first_of(old), last_of(old));
 			__sync_fetch_and_add(&s.n->lost_completions, 1);
 		}
@@ -288,7 +295,8 @@ static __always_inline int issue(struct request *rq)
 	} else {
 		__sync_fetch_and_add(&s.n->out_of_range, 1);
 	}
-	__sync_fetch_and_add(&s.n->issued, 1);
+	if (!again)
+		__sync_fetch_and_add(&s.n->issued, 1);
 	return 0;
 }
 
@@ -310,7 +318,14 @@ static __always_inline int requeue(struct request *rq)
 SEC("tp_btf/block_rq_issue")
 int block_rq_issue(__u64 *ctx)
 {
-	return issue(queue_first ? (struct request *)ctx[1] : (struct request *)ctx[0]);
+	return issue(queue_first ? (struct request *)ctx[1] : (struct request *)ctx[0], 0);
+}
+
+/* The kernel skips a program that runs already on that CPU, but not its copy. */
+SEC("tp_btf/block_rq_issue")
+int block_rq_issue_spare(__u64 *ctx)
+{
+	return issue(queue_first ? (struct request *)ctx[1] : (struct request *)ctx[0], 1);
 }
 
 SEC("tp_btf/block_rq_requeue")

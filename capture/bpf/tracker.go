@@ -65,10 +65,15 @@ type Tracker struct {
 // completed after is then seen once, as one that was in flight when tracking began.
 var attached = []string{trackerProgBlockRqComplete, trackerProgBlockRqRequeue, trackerProgBlockRqIssue}
 
+// spare is a copy of the program that sees writes begin. It is loaded with the
+// others, and attached where the kernel turns out to skip programs.
+const spare = trackerProgBlockRqIssueSpare
+
 // Offsets in struct control.
 const (
 	offGen    = 0
 	offWide   = 8
+	offAlone  = 16
 	offWhole  = 64
 	offFilter = offWhole + 8*MaxDisks
 
@@ -117,13 +122,20 @@ func Load(disks []Disk, shift uint32) (_ *Tracker, err error) {
 		return nil, err
 	}
 	for _, name := range attached {
-		l, err := link.AttachTracing(link.TracingOptions{Program: t.objects.Programs[name], AttachType: ebpf.AttachTraceRawTp})
-		if err != nil {
-			return nil, fmt.Errorf("attach to tracepoint %s: %w", name, err)
+		if err := t.attach(name); err != nil {
+			return nil, err
 		}
-		t.links[name] = l
 	}
 	return t, nil
+}
+
+func (t *Tracker) attach(name string) error {
+	l, err := link.AttachTracing(link.TracingOptions{Program: t.objects.Programs[name], AttachType: ebpf.AttachTraceRawTp})
+	if err != nil {
+		return fmt.Errorf("attach program %s to its tracepoint: %w", name, err)
+	}
+	t.links[name] = l
+	return nil
 }
 
 func (t *Tracker) configure(spec *ebpf.CollectionSpec, shift uint32) error {
@@ -331,16 +343,71 @@ func (t *Tracker) Counters(disk int) (sum Counters) {
 	return sum
 }
 
-// Missed is how often the kernel skipped the program that sees writes begin,
-// because it was running already on that CPU: those writes were never seen. A
-// completion that is skipped so, by an interrupt within a completion, is made
-// good by the pending table like every other that is not delivered.
-func (t *Tracker) Missed() (uint64, error) {
-	s, err := t.objects.Programs[trackerProgBlockRqIssue].Stats()
+// Skips are how often the kernel skipped the programs that see writes begin,
+// because the program was running already on that CPU. A completion that is
+// skipped so is made good by the pending table like every other that is not delivered.
+type Skips struct {
+	Program uint64 // times that the program was skipped
+	Alone   uint64 // of these, before it had a spare
+	Spared  bool   // it has one
+	Spare   uint64 // times that the spare was skipped
+}
+
+// Unseen is the most beginnings that can have been seen by no program. It never
+// shrinks.
+func (s Skips) Unseen() uint64 {
+	if !s.Spared {
+		return s.Program
+	}
+	return s.Alone + min(s.Program-s.Alone, s.Spare)
+}
+
+// Blind reports whether a beginning since before may have been seen by no
+// program: each was skipped.
+func (s Skips) Blind(before Skips) bool {
+	return s.Program != before.Program && (!before.Spared || s.Spare != before.Spare)
+}
+
+// Skips asks the kernel for its counts.
+func (t *Tracker) Skips() (s Skips, err error) {
+	program, err := t.skips(trackerProgBlockRqIssue)
+	if err != nil || t.links[spare] == nil {
+		return Skips{Program: program}, err
+	}
+	s = Skips{Program: program, Alone: *t.alone(), Spared: true}
+	s.Spare, err = t.skips(spare)
+	return s, err
+}
+
+func (t *Tracker) skips(name string) (uint64, error) {
+	s, err := t.objects.Programs[name].Stats()
 	if err != nil {
-		return 0, fmt.Errorf("read statistics of program %s: %w", trackerProgBlockRqIssue, err)
+		return 0, fmt.Errorf("read statistics of program %s: %w", name, err)
 	}
 	return s.RecursionMisses, nil
+}
+
+// alone is where the skips before there was a spare are kept.
+func (t *Tracker) alone() *uint64 { return (*uint64)(unsafe.Pointer(&t.control[offAlone])) }
+
+// AttachSpare has a spare see the writes that the program is kept from, from its
+// return on. pins are those that hold the tracker; nil: none do.
+func (t *Tracker) AttachSpare(pins *Pins) error {
+	if err := t.attach(spare); err != nil {
+		return err
+	}
+	program, err := t.skips(trackerProgBlockRqIssue) // after: what both were kept from is in it, or in both
+	if err == nil {
+		*t.alone() = program
+		if pins != nil { // with its number: without a pin it would not be there for who comes next
+			err = pins.pinLink(t, spare)
+		}
+	}
+	if err != nil {
+		err = errors.Join(err, t.links[spare].Close())
+		delete(t.links, spare)
+	}
+	return err
 }
 
 // DirtyBits is the number of granules marked dirty in the words [from, to).

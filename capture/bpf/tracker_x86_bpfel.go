@@ -18,7 +18,9 @@ type trackerControl struct {
 	Gen    uint32
 	Pad0   uint32
 	Wide   [2]uint8
-	Pad1   [54]uint8
+	Pad1   [6]uint8
+	Alone  uint64
+	Pad2   [40]uint8
 	Whole  [64]uint64
 	Filter [2097152]uint8
 }
@@ -51,17 +53,18 @@ type trackerDisk struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	trackerMapControl          = "control"
-	trackerMapCounters         = "counters"
-	trackerMapDirty            = "dirty"
-	trackerMapPend             = "pend"
-	trackerProgBlockRqComplete = "block_rq_complete"
-	trackerProgBlockRqIssue    = "block_rq_issue"
-	trackerProgBlockRqRequeue  = "block_rq_requeue"
-	trackerVarDisks            = "disks"
-	trackerVarNdisks           = "ndisks"
-	trackerVarQueueFirst       = "queue_first"
-	trackerVarShift            = "shift"
+	trackerMapControl            = "control"
+	trackerMapCounters           = "counters"
+	trackerMapDirty              = "dirty"
+	trackerMapPend               = "pend"
+	trackerProgBlockRqComplete   = "block_rq_complete"
+	trackerProgBlockRqIssue      = "block_rq_issue"
+	trackerProgBlockRqIssueSpare = "block_rq_issue_spare"
+	trackerProgBlockRqRequeue    = "block_rq_requeue"
+	trackerVarDisks              = "disks"
+	trackerVarNdisks             = "ndisks"
+	trackerVarQueueFirst         = "queue_first"
+	trackerVarShift              = "shift"
 )
 
 // loadTracker returns the embedded CollectionSpec for tracker.
@@ -106,9 +109,10 @@ type trackerSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackerProgramSpecs struct {
-	BlockRqComplete *ebpf.ProgramSpec `ebpf:"block_rq_complete"`
-	BlockRqIssue    *ebpf.ProgramSpec `ebpf:"block_rq_issue"`
-	BlockRqRequeue  *ebpf.ProgramSpec `ebpf:"block_rq_requeue"`
+	BlockRqComplete   *ebpf.ProgramSpec `ebpf:"block_rq_complete"`
+	BlockRqIssue      *ebpf.ProgramSpec `ebpf:"block_rq_issue"`
+	BlockRqIssueSpare *ebpf.ProgramSpec `ebpf:"block_rq_issue_spare"`
+	BlockRqRequeue    *ebpf.ProgramSpec `ebpf:"block_rq_requeue"`
 }
 
 // trackerMapSpecs contains maps before they are loaded into the kernel.
@@ -180,15 +184,17 @@ type trackerVariables struct {
 //
 // It can be passed to loadTrackerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackerPrograms struct {
-	BlockRqComplete *ebpf.Program `ebpf:"block_rq_complete"`
-	BlockRqIssue    *ebpf.Program `ebpf:"block_rq_issue"`
-	BlockRqRequeue  *ebpf.Program `ebpf:"block_rq_requeue"`
+	BlockRqComplete   *ebpf.Program `ebpf:"block_rq_complete"`
+	BlockRqIssue      *ebpf.Program `ebpf:"block_rq_issue"`
+	BlockRqIssueSpare *ebpf.Program `ebpf:"block_rq_issue_spare"`
+	BlockRqRequeue    *ebpf.Program `ebpf:"block_rq_requeue"`
 }
 
 func (p *trackerPrograms) Close() error {
 	return _TrackerClose(
 		p.BlockRqComplete,
 		p.BlockRqIssue,
+		p.BlockRqIssueSpare,
 		p.BlockRqRequeue,
 	)
 }
