@@ -61,7 +61,8 @@ type Engine struct {
 	compare comparer // the tracker, if it is one
 	keeper  keeper   // the tracker, if its memory outlives this process
 	codec   codec
-	pacer   *pacer // of bulk reading; nil: it is not held back
+	pacer   *pacer  // of bulk reading; nil: it is not held back
+	survey  *survey // of free space; nil: there is none
 	workers int
 	buffers [][]byte
 	log     *slog.Logger
@@ -143,7 +144,8 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 		return out, err
 	}}
 	if !o.CopyFree && e.compare == nil { // a map is worth nothing to who does not see what is written after it
-		e.free = (&survey{System{Sysfs: o.sysfs}.roots(), sources, &e.layout, e.log}).free
+		e.survey = newSurvey(System{Sysfs: o.sysfs}.roots(), sources, &e.layout, e.log)
+		e.free = e.survey.free
 	}
 	method, reason := tracker.Method()
 	e.log.Info("tracking disks", "method", method, "reason", reason, "disks", len(sources), "keeps", e.Status().Keeps)
@@ -520,9 +522,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // Close closes the disks. Tracking ends, or goes on without this process where
-// Options.Pins says so, until [Unpin] ends it. Run must have returned. It may be
-// called twice.
+// Options.Pins says so, until [Unpin] ends it. Run must have returned. It waits for
+// the sync of a file system that Run did not wait for. It may be called twice.
 func (e *Engine) Close() error {
+	if e.survey != nil {
+		e.survey.close()
+	}
 	err := errors.Join(e.tracker.Close(), closeSources(e.sources))
 	e.sources = nil
 	return err

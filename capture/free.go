@@ -49,6 +49,13 @@ type survey struct {
 	sources []*source
 	layout  *layout
 	log     *slog.Logger
+
+	syncing chan struct{} // holds one while a file system is synced
+	syncfs  func(fd int) error
+}
+
+func newSurvey(system System, sources []*source, l *layout, log *slog.Logger) *survey {
+	return &survey{system: system, sources: sources, layout: l, log: log, syncing: make(chan struct{}, 1), syncfs: unix.Syncfs}
 }
 
 // A volume is a partition, or a disk without any.
@@ -118,7 +125,7 @@ func (s *survey) disk(ctx context.Context, disk int, into *Set) (areas []FreeAre
 		}
 		m := v.mounts[0]
 		areas = append(areas, s.area(v, fmt.Sprintf("%s (%s on %s)", v.name, m.fileSystem, m.point), into, func(add func(from, to int64)) error {
-			return s.fileSystem(v, add)
+			return s.fileSystem(ctx, v, add)
 		}))
 	}
 	return areas, nil
@@ -270,13 +277,13 @@ func (s *survey) read(v volume) func(at int64, n int) ([]byte, error) {
 // fileSystem asks a mounted file system. Its first sync brings to the disk, and so
 // into the map, what was written before changes were tracked; the second one what
 // the map may have known before the disk did: that something was removed.
-func (s *survey) fileSystem(v volume, add func(from, to int64)) error {
+func (s *survey) fileSystem(ctx context.Context, v volume, add func(from, to int64)) error {
 	m, dir, err := openMount(v)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+	if err := s.sync(ctx, dir); err != nil {
 		return fmt.Errorf("sync it: %w", err)
 	}
 	shifted := func(from, to int64) { add(v.from+from, v.from+to) }
@@ -294,10 +301,43 @@ func (s *survey) fileSystem(v volume, add func(from, to int64)) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+	if err := s.sync(ctx, dir); err != nil {
 		return fmt.Errorf("sync it: %w", err)
 	}
 	return s.stillWell(v, m)
+}
+
+// sync brings to the disk what a file system has in memory. That may take minutes,
+// and the kernel cannot be made to stop in the middle of it: where ctx ends before,
+// the sync goes on by itself, and the next one, and close, wait for its end.
+func (s *survey) sync(ctx context.Context, dir *os.File) error {
+	select {
+	case s.syncing <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0) // whoever asked may close theirs
+	if err != nil {
+		<-s.syncing
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- errors.Join(s.syncfs(fd), unix.Close(fd))
+		<-s.syncing
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// close waits for a sync that nobody waited for.
+func (s *survey) close() {
+	s.syncing <- struct{}{}
+	<-s.syncing
 }
 
 // openMount opens a directory of the file system on a volume.

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -285,6 +287,62 @@ func TestFSMap_Batches(t *testing.T) {
 	}
 }
 
+// TestSurvey_SyncInterrupted: nobody waits for a sync when told to stop, though the
+// sync goes on. There is never another one beside it, and it ends before close does.
+func TestSurvey_SyncInterrupted(t *testing.T) {
+	l := fault.Loop(t, 64<<20)
+	command(t, "mkfs.ext4", "-q", l.Path)
+	mounted(t, l.Path, "ext4", "")
+	e := openEngine(t, Options{Disks: disksOf(t, l)})
+	if e.survey == nil {
+		t.Skipf("SKIPPED: this machine has no tracker: %s", e.Status().Reason)
+	}
+	began, goOn := make(chan struct{}), make(chan struct{})
+	var syncs, beside atomic.Int32
+	e.survey.syncfs = func(fd int) error {
+		if beside.Add(1) > 1 {
+			t.Error("two syncs at a time")
+		}
+		defer beside.Add(-1)
+		if syncs.Add(1) == 1 {
+			close(began)
+			<-goOn
+		}
+		return unix.Syncfs(fd)
+	}
+	ask := func(stop <-chan struct{}) error {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := e.survey.free(ctx, newSet(&e.layout))
+			ended <- err
+		}()
+		if stop != nil {
+			<-stop
+			cancel(errLost)
+		}
+		return <-ended
+	}
+	if err := ask(began); !errors.Is(err, errLost) { // in the middle of the sync
+		t.Fatalf("got %v, want %v", err, errLost)
+	}
+	if err := ask(began); !errors.Is(err, errLost) { // waiting for it
+		t.Fatalf("got %v, want %v", err, errLost)
+	}
+	if n := syncs.Load(); n != 1 || beside.Load() != 1 {
+		t.Fatalf("%d syncs were begun, %d go on", n, beside.Load())
+	}
+	close(goOn)
+	if err := ask(nil); err != nil {
+		t.Fatal(err)
+	}
+	e.survey.close()
+	if n := syncs.Load(); n != 3 || beside.Load() != 0 {
+		t.Fatalf("%d syncs were begun, %d go on", n, beside.Load())
+	}
+}
+
 // TestSurvey_Here asks the file systems of this machine, on whatever kernel it runs,
 // and compares with what they tell everybody.
 func TestSurvey_Here(t *testing.T) {
@@ -300,7 +358,7 @@ func TestSurvey_Here(t *testing.T) {
 		}
 		defer s.file.Close()
 		l := newLayout([]block.Disk{d.Disk}, 0)
-		areas, err := (&survey{System{}.roots(), []*source{s}, &l, slog.New(slog.DiscardHandler)}).free(t.Context(), newSet(&l))
+		areas, err := newSurvey(System{}.roots(), []*source{s}, &l, slog.New(slog.DiscardHandler)).free(t.Context(), newSet(&l))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -547,7 +605,7 @@ start=110MiB, size=30MiB
 
 	t.Run("odd", func(t *testing.T) {
 		again := func() map[string]FreeArea {
-			areas, err := (&survey{System{}.roots(), e.sources, &e.layout, e.log}).free(t.Context(), newSet(&e.layout))
+			areas, err := newSurvey(System{}.roots(), e.sources, &e.layout, e.log).free(t.Context(), newSet(&e.layout))
 			if err != nil {
 				t.Fatal(err)
 			}
