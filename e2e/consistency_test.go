@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rehost/capture"
-	"rehost/e2e/road"
 	"rehost/e2e/sourceserver/records"
 	"rehost/internal/fault"
 	"rehost/store"
@@ -46,35 +44,10 @@ func TestConsistency(t *testing.T) {
 		run(t, "mke2fs", "-q", "-t", "ext4", "-F", d.Path)
 		mounts[i] = mount(t, d.Path)
 	}
-	dir := t.TempDir()
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	receiver, err := road.Receive(dir, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer receiver.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	described, err := road.Disks(disks[0].Path, disks[1].Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	engine, err := capture.Open(ctx, capture.Options{Disks: described, Log: log, CopyFree: true}) // so that all of it can be compared
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer engine.Close()
-	if st := engine.Status(); st.Method != capture.EBPF {
-		t.Skipf("this machine has no tracker: %s", st.Reason)
-	}
-	session, err := road.Dial(ctx, dir, receiver.Address, described)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer session.Close()
-	replication, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- engine.Run(replication, session, session.Last().Seq) }()
+	r := newReplication(ctx, t, disks, capture.Options{CopyFree: true}) // so that all of it can be compared
+	r.start()
 
 	load(ctx, t, mounts, 25*time.Second)
 	for _, m := range mounts {
@@ -85,22 +58,14 @@ func TestConsistency(t *testing.T) {
 	}
 	quiet := time.Now()
 	eventually(t, ctx, "a point behind the last write", func() bool {
-		select {
-		case err := <-ended:
-			t.Fatalf("replication ended: %v", err)
-		default:
-		}
-		return engine.Status().Point.Time.After(quiet)
+		r.going(t)
+		return r.engine.Status().Point.Time.After(quiet)
 	})
-	st := engine.Status()
-	stop()
-	<-ended
+	st := r.engine.Status()
+	r.stop()
 	t.Logf("%d epochs, %d rounds, %d conflicts", st.Epochs, st.Rounds, st.Conflicts)
 
-	replica, err := receiver.Store.Replica(ctx, road.ServerID)
-	if err != nil {
-		t.Fatal(err)
-	}
+	replica := r.replica(ctx, t)
 	points := slices.DeleteFunc(replica.Points(), func(p store.RecoveryPoint) bool { return !p.Consistent() })
 	if len(points) < opened {
 		t.Fatalf("only %d consistent points in the whole run", len(points))

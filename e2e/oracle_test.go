@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -13,7 +12,6 @@ import (
 
 	"rehost/block"
 	"rehost/capture"
-	"rehost/e2e/road"
 	"rehost/internal/fault"
 	"rehost/store"
 )
@@ -28,60 +26,29 @@ func TestOracle(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	disks := []*fault.Disk{fault.Loop(t, 512<<10), fault.Loop(t, 384<<10+512*5), fault.Memory(t, 256<<10)}
-	dir := t.TempDir()
-	receiver, err := road.Receive(dir, slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer receiver.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	described, err := road.Disks(disks[0].Path, disks[1].Path, disks[2].Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	engine, err := capture.Open(ctx, capture.Options{Disks: described, Pause: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer engine.Close()
-	if st := engine.Status(); st.Method != capture.EBPF {
-		t.Skipf("this machine has no tracker: %s", st.Reason)
-	}
-	session, err := road.Dial(ctx, dir, receiver.Address, described)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer session.Close()
-	replication, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
+	r := newReplication(ctx, t, disks, capture.Options{Pause: time.Millisecond})
 	recorder := fault.Record(t, seed, time.Millisecond, disks...)
-	go func() { ended <- engine.Run(replication, session, session.Last().Seq) }()
+	r.start()
 
 	began := time.Now()
 	for before := uint64(0); before < 100 || before < 600 && time.Since(began) < 6*time.Second; time.Sleep(50 * time.Millisecond) {
-		select {
-		case err := <-ended:
-			t.Fatalf("replication ended: %v", err)
-		case <-ctx.Done():
+		r.going(t)
+		if ctx.Err() != nil {
 			t.Fatalf("only %d points within 4 minutes", before)
-		default:
 		}
-		now := engine.Status().Epochs
+		now := r.engine.Status().Epochs
 		recorder.Yield(now > before)
 		before = now
 	}
 	recorder.Stop()
 	quiet := time.Now()
-	eventually(t, ctx, "a point behind the last write", func() bool { return engine.Status().Point.Time.After(quiet) })
-	st := engine.Status()
-	stop()
-	<-ended
+	eventually(t, ctx, "a point behind the last write", func() bool { return r.engine.Status().Point.Time.After(quiet) })
+	st := r.engine.Status()
+	r.stop()
 
-	replica, err := receiver.Store.Replica(ctx, road.ServerID)
-	if err != nil {
-		t.Fatal(err)
-	}
+	replica := r.replica(ctx, t)
 	j := newJury(recorder, replica, len(disks))
 	if err := j.sit(ctx); err != nil {
 		t.Error(err)
