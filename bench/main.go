@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -37,7 +38,7 @@ func main() {
 	}
 	var b bench
 	out := flag.String("o", "build/bench.json", "where to write the medians")
-	dir := flag.String("dir", "build", "directory on the disk to measure with; needs 20 GiB")
+	dir := flag.String("dir", "build", "directory on the disk to measure with; needs 30 GiB")
 	flag.IntVar(&b.rounds, "rounds", 5, "how often each pair is measured")
 	flag.Func("only", "parts to run, of copy, rescan, age, idle, memory, overhead; all by default", func(names string) error {
 		b.only = strings.Split(names, ",")
@@ -66,6 +67,9 @@ func (b *bench) parts() []part {
 func (b *bench) run(ctx context.Context, dir, out string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("loop devices and eBPF need root")
+	}
+	if dir, err = filepath.Abs(dir); err != nil { // who logs in over ssh is elsewhere
+		return err
 	}
 	if b.dir, err = os.MkdirTemp(dir, "bench-"); err != nil {
 		return err

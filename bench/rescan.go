@@ -23,9 +23,15 @@ const (
 	rescanChanged = 200e6
 )
 
-// rescan compares a rescan of a disk of which little has changed with rsync, and
-// with reading and hashing the disk once.
-func (b *bench) rescan(ctx context.Context) error {
+// A way is one way to bring a copy up to date; it says how long that took.
+type way struct {
+	name string
+	run  func(ctx context.Context) (time.Duration, error)
+}
+
+// rescan compares a rescan of a disk of which little has changed with rsync, with
+// borg, and with reading and hashing the disk once.
+func (b *bench) rescan(ctx context.Context) (err error) {
 	fmt.Println("rescan: 200 MB changed of 6 GiB of noise, in pieces of 4 to 128 KiB; durable at the end")
 	image := filepath.Join(b.dir, "rescan.img")
 	if err := makeNoise(ctx, image, rescanSize); err != nil {
@@ -37,60 +43,65 @@ func (b *bench) rescan(ctx context.Context) error {
 		return err
 	}
 	defer disk.Close()
-	dir, copied := filepath.Join(b.dir, "rescan"), filepath.Join(b.dir, "rescan.copy")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	dir, copies := filepath.Join(b.dir, "rescan"), filepath.Join(b.dir, "rescan-peers")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Mkdir(copies, 0o700)); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
+	defer os.RemoveAll(copies)
 	receiver, err := startReceiver(dir)
 	if err != nil {
 		return err
 	}
-	remote, err := startSSH(ctx, filepath.Join(b.dir, "ssh"))
+	defer func() { err = errors.Join(err, receiver.stop()) }()
+	remote, err := startSSH(ctx, filepath.Join(copies, "ssh"))
 	if err != nil {
-		return errors.Join(err, receiver.stop())
+		return err
 	}
 	defer remote.stop()
-	ours := func() (time.Duration, error) { // a process that knows nothing, as after a reboot
-		s, err := receiver.send(ctx, 0, nil, disk.Path)
-		return time.Duration(s.CopySeconds * float64(time.Second)), err
+	repository, err := newBorg(ctx, remote, filepath.Join(copies, "borg"))
+	if err != nil {
+		return err
 	}
-	rsync := func() (time.Duration, error) { return remote.rsync(ctx, disk.Path, copied) }
-	read := func() (time.Duration, error) { return readAndHash(ctx, disk.Path) }
-	if err := b.rescanRounds(disk.Path, map[string]func() (time.Duration, error){"rehost": ours, "rsync": rsync, "read": read}); err != nil {
-		return errors.Join(err, receiver.stop())
-	}
-	return errors.Join(receiver.stop(), os.Remove(copied))
+	return b.rescanRounds(ctx, disk.Path, []way{
+		{"rehost", func(ctx context.Context) (time.Duration, error) { // a process that knows nothing, as after a reboot
+			s, err := receiver.send(ctx, 0, nil, disk.Path)
+			return time.Duration(s.CopySeconds * float64(time.Second)), err
+		}},
+		{"rsync", func(ctx context.Context) (time.Duration, error) {
+			return remote.rsync(ctx, disk.Path, filepath.Join(copies, "rsync"))
+		}},
+		{"borg", func(ctx context.Context) (time.Duration, error) { return repository.create(ctx, disk.Path) }},
+		{"read", func(ctx context.Context) (time.Duration, error) { return readAndHash(ctx, disk.Path) }},
+	})
 }
 
-func (b *bench) rescanRounds(disk string, ways map[string]func() (time.Duration, error)) error {
+func (b *bench) rescanRounds(ctx context.Context, disk string, ways []way) error {
 	took := map[string][]float64{}
 	for round := range b.rounds + 1 {
-		if round > 0 {
-			if err := change(disk, uint64(round)); err != nil {
-				return err
-			}
+		if round == 0 {
+			fmt.Println("  (the first copies)")
+		} else if err := change(disk, uint64(round)); err != nil {
+			return err
 		}
-		for _, name := range []string{"rehost", "rsync", "read"} {
-			if round == 0 && name == "rsync" {
-				fmt.Println("  (the first copies)")
-			}
+		for _, w := range ways {
 			if err := dropCaches(); err != nil {
 				return err
 			}
-			d, err := ways[name]()
+			d, err := w.run(ctx)
 			if err != nil {
-				return fmt.Errorf("rescan by %s: %w", name, err)
+				return fmt.Errorf("rescan by %s: %w", w.name, err)
 			}
 			if round > 0 {
-				took[name] = append(took[name], d.Seconds())
-				fmt.Printf("  %-9s %7.1f s\n", name, d.Seconds())
+				took[w.name] = append(took[w.name], d.Seconds())
+				fmt.Printf("  %-9s %7.1f s\n", w.name, d.Seconds())
 			}
 		}
 	}
 	mine := median(took["rehost"])
 	b.figures["rescan_seconds"] = mine
 	b.figures["rescan_vs_rsync"] = median(took["rsync"]) / mine
+	b.figures["rescan_vs_borg"] = median(took["borg"]) / mine
 	b.figures["rescan_vs_read"] = mine / median(took["read"])
 	return nil
 }
