@@ -54,11 +54,22 @@ type sent struct {
 	CopySeconds float64 // from the start to the first durable, consistent point
 	Method      string
 	Ages        []float64 // ms, of the newest durable point, once a millisecond
+	Points      []seen    // from the first one on
+	States      []turn    // likewise
 	Epochs      uint64
 	Conflicts   uint64
 	MaxRSSMiB   float64
 	CPUSeconds  float64 // of the time after the first point
 	Seconds     float64 // that time
+}
+
+// A seen is a durable point, and when it was first seen.
+type seen struct{ Of, Seen time.Time }
+
+// A turn is a state that replication was first seen in at a moment.
+type turn struct {
+	State capture.State
+	At    time.Time
 }
 
 // sender replicates the disks to the receiver, watches the age of the newest
@@ -121,8 +132,19 @@ func observe(engine *capture.Engine, start time.Time, watch time.Duration, ended
 		case time.Since(first) > time.Second: // the load needs a moment to begin
 			s.Ages = append(s.Ages, float64(st.Lag.Microseconds())/1000)
 		}
+		s.note(st, time.Now())
 	}
 	return s, nil
+}
+
+// note remembers what is new in a status.
+func (s *sent) note(st capture.Status, now time.Time) {
+	if n := len(s.Points); n == 0 || st.Point.Time.After(s.Points[n-1].Of) {
+		s.Points = append(s.Points, seen{st.Point.Time, now})
+	}
+	if n := len(s.States); n == 0 || st.State != s.States[n-1].State {
+		s.States = append(s.States, turn{st.State, now})
+	}
 }
 
 func cpuSeconds() float64 {

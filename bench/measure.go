@@ -126,44 +126,6 @@ func (b *bench) replicate(ctx context.Context, source, target string) (time.Dura
 	return time.Duration(s.CopySeconds * float64(time.Second)), errors.Join(err, p.stop())
 }
 
-// pointAge samples how old the newest durable point is while 20 MB/s of random 4 KiB writes go to the disk.
-func (b *bench) pointAge(ctx context.Context) error {
-	fmt.Println("recovery point age: 20 MB/s of random 4 KiB writes to a disk of 1 GiB, 20 s")
-	disk, err := attach(filepath.Join(b.dir, "age.img"), 1<<30)
-	if err != nil {
-		return err
-	}
-	defer disk.Close()
-	dir := filepath.Join(b.dir, "age")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	p, err := startReceiver(dir)
-	if err != nil {
-		return err
-	}
-	const watch = 20 * time.Second
-	load := exec.CommandContext(ctx, "fio", "--name=age", "--filename="+disk.Path, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio",
-		"--direct=1", "--rate=20m", "--time_based", "--runtime=22", "--norandommap", "--output-format=json")
-	var started error
-	s, err := p.send(ctx, watch, func() { started = load.Start() }, disk.Path)
-	if err = errors.Join(err, started, p.stop()); err != nil {
-		return err
-	}
-	if err := load.Wait(); err != nil {
-		return fmt.Errorf("fio: %w", err)
-	}
-	if len(s.Ages) == 0 {
-		return errors.New("no recovery point was seen")
-	}
-	b.figures["point_age_p50_ms"] = percentile(s.Ages, 50)
-	b.figures["point_age_p99_ms"] = percentile(s.Ages, 99)
-	b.figures["point_age_cpu_pct"] = s.CPUSeconds / s.Seconds * 100
-	b.figures["agent_rss_mib"] = max(b.figures["agent_rss_mib"], s.MaxRSSMiB)
-	b.notes = append(b.notes, fmt.Sprintf("point age: %s, %d epochs and %d conflicts in %.0f s", s.Method, s.Epochs, s.Conflicts, s.Seconds))
-	return os.RemoveAll(dir)
-}
-
 // memory is what an agent takes for a disk of 1 TiB, half a minute into its first copy.
 func (b *bench) memory(ctx context.Context) error {
 	fmt.Println("memory: 30 s of the first copy of a sparse disk of 1 TiB")
@@ -207,7 +169,7 @@ func (b *bench) overhead(ctx context.Context) error {
 		return err
 	}
 	defer disk.Close()
-	if _, err := iops(ctx, disk.Path, "10"); err != nil { // allocates the backing file
+	if _, err := iops(ctx, disk.Path, 10*time.Second); err != nil { // allocates the backing file
 		return err
 	}
 	var loss []float64
@@ -218,7 +180,7 @@ func (b *bench) overhead(ctx context.Context) error {
 			if tracked {
 				measure, sum = trackedIOPS, &with
 			}
-			n, err := measure(ctx, disk.Path, "1")
+			n, err := measure(ctx, disk.Path, time.Second)
 			if err != nil {
 				return err
 			}
@@ -236,9 +198,8 @@ func (b *bench) overhead(ctx context.Context) error {
 // overheadGroups is how many groups are measured a round.
 const overheadGroups = 6
 
-func iops(ctx context.Context, path, seconds string) (float64, error) {
-	cmd := exec.CommandContext(ctx, "fio", "--name=overhead", "--filename="+path, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio",
-		"--direct=1", "--time_based", "--runtime="+seconds, "--norandommap", "--output-format=json")
+func iops(ctx context.Context, path string, length time.Duration) (float64, error) {
+	cmd := randomWrites(ctx, path, length)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()

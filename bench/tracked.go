@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"rehost/block"
 	"rehost/capture"
@@ -10,7 +11,7 @@ import (
 
 // trackedIOPS measures with the tracker attached and nothing read: the cost of
 // the programs in the kernel, without that of sharing the disk.
-func trackedIOPS(ctx context.Context, path, seconds string) (_ float64, err error) {
+func trackedIOPS(ctx context.Context, path string, length time.Duration) (_ float64, err error) {
 	devices, err := capture.Resolve([]string{path})
 	if err != nil {
 		return 0, err
@@ -23,5 +24,5 @@ func trackedIOPS(ctx context.Context, path, seconds string) (_ float64, err erro
 	if st := engine.Status(); st.Method != capture.EBPF {
 		return 0, fmt.Errorf("the tracker is not attached: %s", st.Reason)
 	}
-	return iops(ctx, path, seconds)
+	return iops(ctx, path, length)
 }
