@@ -499,11 +499,7 @@ func TestEngine_NotConverging(t *testing.T) {
 	waitPoint(t, rep)
 	rep.differs(t, disks)
 	// The deadline here is shorter than the pause between points of an idle disk.
-	for end := time.Now().Add(10 * time.Second); e.Status().State != Continuous; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("state %s after the load has gone", e.Status().State)
-		}
-	}
+	until(t, "the state after the load has gone", func() bool { return e.Status().State == Continuous })
 }
 
 var errLost = io.ErrClosedPipe

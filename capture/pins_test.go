@@ -392,11 +392,7 @@ func TestEngine_AdoptsBlind(t *testing.T) {
 		t.Fatalf("tracking %s", s.Keeps)
 	}
 	start(t, e, p.rep, p.rep.last())
-	for end := time.Now().Add(10 * time.Second); e.Status().LastAudit == ""; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("a write that nobody saw is not noticed")
-		}
-	}
+	until(t, "an audit that notices a write that nobody saw", func() bool { return e.Status().LastAudit != "" })
 	waitPoint(t, p.rep)
 	p.rep.differs(t, p.disks)
 	t.Logf("%s; withdrawn after %v", e.Status().LastAudit, p.rep.withdrew)
