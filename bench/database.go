@@ -68,9 +68,11 @@ func newDatabase(ctx context.Context, device string) (_ *database, err error) {
 		return nil, err
 	}
 	d.server = server
-	for d.command(ctx, "pg_isready", "-q", "-h", d.dir).Run() != nil {
-		if err := wait(ctx, 100*time.Millisecond); err != nil {
-			return nil, err
+	starting, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for d.command(starting, "pg_isready", "-q", "-h", d.dir).Run() != nil {
+		if err := wait(starting, 100*time.Millisecond); err != nil {
+			return nil, fmt.Errorf("wait for PostgreSQL: %w", err)
 		}
 	}
 	if out, err := d.command(ctx, "pgbench", "-h", d.dir, "--initialize", "--quiet", "--scale=20", "postgres").CombinedOutput(); err != nil {
