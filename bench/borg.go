@@ -25,12 +25,12 @@ type borg struct {
 }
 
 // newBorg makes the repository in a directory that it makes.
-func newBorg(ctx context.Context, remote *sshd, dir string) (*borg, error) {
+func newBorg(ctx context.Context, remote *remote, dir string) (*borg, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	b := &borg{repository: "ssh://127.0.0.1" + filepath.Join(dir, "repository"),
-		env: append(os.Environ(), "BORG_BASE_DIR="+filepath.Join(dir, "client"), "BORG_RSH="+remote.command, "BORG_PASSPHRASE=bench")}
+		env: append(os.Environ(), "BORG_BASE_DIR="+filepath.Join(dir, "client"), "BORG_RSH="+remote.Client(), "BORG_PASSPHRASE=bench")}
 	_, err := b.run(ctx, "init", "--encryption", "repokey-blake2", b.repository)
 	return b, err
 }

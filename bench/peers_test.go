@@ -47,11 +47,11 @@ func TestPeers_Again(t *testing.T) {
 	}
 	required(t, "sshd", "rsync", "borg")
 	ctx, dir := t.Context(), t.TempDir()
-	remote, err := startSSH(ctx, filepath.Join(dir, "ssh"))
+	remote, err := startRemote(ctx, filepath.Join(dir, "ssh"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer remote.stop()
+	defer remote.Stop()
 	repository, err := newBorg(ctx, remote, filepath.Join(dir, "borg"))
 	if err != nil {
 		t.Fatal(err)

@@ -54,11 +54,11 @@ func (b *bench) rescan(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, receiver.stop()) }()
-	remote, err := startSSH(ctx, filepath.Join(copies, "ssh"))
+	remote, err := startRemote(ctx, filepath.Join(copies, "ssh"))
 	if err != nil {
 		return err
 	}
-	defer remote.stop()
+	defer remote.Stop()
 	repository, err := newBorg(ctx, remote, filepath.Join(copies, "borg"))
 	if err != nil {
 		return err
