@@ -422,6 +422,9 @@ func TestEngine_Audit(t *testing.T) {
 	if len(rep.withdrew) != 1 || rep.withdrew[0] <= 5 || s.Retractions != 1 {
 		t.Errorf("withdrawn %v, %d times", rep.withdrew, s.Retractions)
 	}
+	if s.Withdrawn == 0 || s.Epochs < s.Withdrawn || s.LongestRound <= 0 || s.CPU <= 0 {
+		t.Errorf("%d of %d epochs are withdrawn, the longest round took %v, and all of it %v of the processor", s.Withdrawn, s.Epochs, s.LongestRound, s.CPU)
+	}
 }
 
 // slowSink is a Sink with a bandwidth, remembered.

@@ -51,8 +51,8 @@ type Options struct {
 // An Engine follows disks from the moment it is opened and replicates them to
 // one sink after another. What it knows to be changed outlives a sink.
 //
-// Status, Pause, Resume, Retry and SetBandwidth may be called at any time; Run and
-// Rescan by one goroutine at a time.
+// Status, Pause, Resume, Retry, SetBandwidth and SetCPULimit may be called at any
+// time; Run and Rescan by one goroutine at a time.
 type Engine struct {
 	disks   []block.Disk
 	sources []*source
@@ -63,6 +63,7 @@ type Engine struct {
 	codec   codec
 	pacer   *pacer  // of bulk reading; nil: it is not held back
 	survey  *survey // of free space; nil: there is none
+	cpu     *allowance
 	workers int
 	buffers [][]byte
 	log     *slog.Logger
@@ -186,6 +187,7 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 		disks: o.Disks, layout: l, tracker: t, log: o.Log,
 		workers: o.Readers, pause: o.Pause, idle: o.Idle, deadline: o.Deadline, progress: o.Progress,
 		chunk: block.ChunkBlocks, now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
+		cpu: &allowance{used: processTime, now: time.Now},
 	}
 	e.compare, _ = t.(comparer)
 	if e.log == nil {
@@ -245,8 +247,11 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 		if err := e.checkSizes(); err != nil {
 			return err
 		}
-		began := e.now()
+		began, bulk := e.now(), !e.synced || e.foreign != nil
 		settled, err := e.round(ctx, ep)
+		if err == nil && !bulk {
+			e.status.lasted(e.now().Sub(began))
+		}
 		var audit *AuditError
 		switch {
 		case errors.As(err, &audit):
@@ -277,6 +282,11 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 		}
 		if e.compare != nil { // reading everything all the time would wear the disks' users out
 			e.next = max(e.next, min(e.now().Sub(began), maxCompareRest))
+		}
+		if owed := min(e.cpu.owed(), e.idle); owed > 0 {
+			if err := e.sleep(ctx, owed); err != nil {
+				return err
+			}
 		}
 		if err := e.rest(ctx); err != nil {
 			return err
@@ -433,6 +443,9 @@ func (e *Engine) mistrust(ctx context.Context, ep *epoch, a *AuditError) error {
 		return err
 	}
 	e.doubt.clear()
+	if e.acked > e.clean {
+		e.status.withdrew(uint64(e.acked - e.clean))
+	}
 	e.acked, e.asked, e.suspect = e.clean, e.clean, false
 	if ep.comparer != nil {
 		e.expect(e.clean)
@@ -474,6 +487,12 @@ func (e *Engine) SetBandwidth(mbit int64) {
 		e.limiter.SetBandwidth(e.bandwidth)
 	}
 }
+
+// SetCPULimit holds this process to so many processors on average, from now on,
+// by having bulk work wait: the first copy, a rescan, and comparing. Points of a
+// replica that is up to date come later for it by no more than Options.Idle, and
+// may so take more than the limit; 0 is no limit.
+func (e *Engine) SetCPULimit(cores float64) { e.cpu.set(cores) }
 
 // Pause ends reading and sending within moments; tracking goes on.
 func (e *Engine) Pause() {

@@ -216,6 +216,9 @@ func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) erro
 			if err := e.pacer.pace(ctx, e.layout.extent(p.disk, p.first, p.n).Bytes(), e.sleep); err != nil {
 				return err
 			}
+			if err := e.cpu.wait(ctx, e.sleep); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -61,8 +61,16 @@ type Status struct {
 	ReadLimit           float64 // bytes a second, while the disks' own writes would take long; 0: none
 	BytesRead, SentSize int64   // since the engine was opened; sent is after compression
 
+	CPU      time.Duration // processor time of this process, since its start
+	CPURate  float64       // processors, over the last seconds
+	CPULimit float64       // processors that bulk work is held to; 0: no limit
+
+	// Statistics of consistency, since the engine was opened. Epochs are those that
+	// became consistent points; a round that met conflicts did not.
 	Epochs, Rounds, Conflicts uint64
-	Retractions               uint64
+	Retractions               uint64        // audits that failed
+	Withdrawn                 uint64        // acknowledged epochs that they took back
+	LongestRound              time.Duration // from its instant to its end, once the first copy was over
 	LastAudit                 string    // the last audit that failed, if any
 	Audited                   block.Seq // the last point under an audit that was clean for every disk
 }
@@ -87,12 +95,15 @@ type status struct {
 	rounds     uint64
 	conflicts  uint64
 	retracts   uint64
+	withdrawn  uint64
+	longest    time.Duration
 	audit      string
 	audited    block.Seq
 	synced     bool
 	rescan     bool
 	reads      meter
 	sends      meter
+	works      meter
 }
 
 func (s *status) init(e *Engine) {
@@ -231,6 +242,20 @@ func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 	}
 }
 
+// lasted says how long a round took.
+func (s *status) lasted(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.longest = max(s.longest, d)
+}
+
+// withdrew says that epochs are no longer on the other side.
+func (s *status) withdrew(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.withdrawn += n
+}
+
 func (s *status) mistrusted(a *AuditError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -268,7 +293,8 @@ func (e *Engine) Status() Status {
 	out := Status{
 		Err: s.err, Point: s.point, Lag: lag(now, s.point.Time),
 		BytesRead: s.bytesRead.Load(), SentSize: s.bytesSent.Load(),
-		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, LastAudit: s.audit, Audited: s.audited, FreeAreas: s.freeAreas,
+		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, Withdrawn: s.withdrawn, LongestRound: s.longest,
+		LastAudit: s.audit, Audited: s.audited, FreeAreas: s.freeAreas,
 	}
 	out.Method, out.Reason = e.tracker.Method()
 	if k, ok := e.tracker.(interface{ keeps() string }); ok {
@@ -277,6 +303,8 @@ func (e *Engine) Status() Status {
 	if out.ReadLimit = e.pacer.limit(); s.synced && e.compare == nil {
 		out.ReadLimit = 0 // it is for the first copy
 	}
+	out.CPU, out.CPULimit = processTime(), e.cpu.limit()
+	out.CPURate = s.works.update(now, int64(out.CPU)) / float64(time.Second)
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
 	for i, d := range e.disks {
 		ds := DiskStatus{Disk: d, Replicated: s.replicated[i], Backlog: s.backlog[i].Load(), Free: s.free[i]}
