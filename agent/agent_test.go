@@ -35,6 +35,16 @@ func TestAgent_Story(t *testing.T) {
 	})
 	w.scribble(0, 0, diskSize)
 	w.equal("after writes")
+	w.wait("measurements", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		m := w.metrics
+		return m[formgn.MetricPoints] > 1 && m[formgn.MetricRounds] >= m[formgn.MetricPoints] && m[formgn.MetricReadBytes] >= 2*diskSize &&
+			m[formgn.MetricLongestRound] > 0 && m[formgn.MetricCPUSeconds] > 0
+	})
+	if s, err := ReadStatus(w.state); err != nil || s.Consistency == nil || s.Consistency.Points == 0 || s.Consistency.Withdrawn != 0 {
+		t.Errorf("the status says %+v, %v", s.Consistency, err)
+	}
 	w.mu.Lock()
 	if p := w.properties; p == nil || *p.Kernel == "" || *p.Hostname == "" || *p.RamBytes == 0 || len(p.Cpus) == 0 || len(p.Disks) != 2 {
 		t.Errorf("got properties %+v", p)

@@ -48,6 +48,7 @@ type InstallOptions struct {
 	CopyFree       bool   // copy also what no file system has in use
 	Service        string // one of the Service constants; "" is what the machine has
 	BPFFS          string // where the BPF file system is mounted; "" is /sys/fs/bpf
+	Limits         Limits // what the agent holds itself to
 
 	Machine Machine
 	System  capture.System
@@ -141,6 +142,9 @@ func (o *InstallOptions) complete() (err error) {
 	}
 	if o.ForceVolumes && o.AutoReplicate {
 		return errors.New("--auto-replicate-new-disks looks for disks, and with --force-volumes nothing is looked for: give one of them")
+	}
+	if err := o.Limits.Validate(); err != nil {
+		return err
 	}
 	if o.ForceVolumes && len(o.Devices) == 0 {
 		return errors.New("--force-volumes takes the disks of --devices and detects none: list them, the root disk too")
@@ -321,6 +325,7 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 		dir.write(rootFile, []byte(bundle.Text()), true),
 		replacePair(dir, pair),
 		dir.save(pairingFile, pairing{Version: stateVersion}),
+		dir.setLimits(o.Limits),
 		dir.save(configFile, config),
 	)
 	program := ""

@@ -363,11 +363,13 @@ func TestParseEndpoint(t *testing.T) {
 func TestStatus_Print(t *testing.T) {
 	var b bytes.Buffer
 	s := Status{SourceServerID: serverID, Running: true, PID: 7, Time: time.Now(), State: "INITIAL_SYNC", Disks: []DiskLine{{Name: "/dev/sda", Size: 4 << 30, Replicated: 1 << 30}},
+		CPU: 17, CPULimit: 20, Consistency: &Consistency{Points: 9, Rounds: 12, Conflicts: 3, Withdrawn: 2, LongestRound: 1.5, LastAudit: "4096 bytes unseen"},
 		NotReplicated: []SpareDisk{{Name: "/dev/sdb", Size: 1 << 30, New: true}, {Name: "/dev/pmem0", Size: 1 << 30, Reason: "DAX"}}}
 	if err := s.Print(&b); err != nil || !strings.Contains(b.String(), "[#######.......................]  25.0 %  1.0 GiB of 4.0 GiB") {
 		t.Errorf("%v:\n%s", err, b.String())
 	}
-	for _, want := range []string{"/dev/sdb       not replicated (1.0 GiB), new since the installation", "/dev/pmem0     not replicated (1.0 GiB): DAX"} {
+	for _, want := range []string{"/dev/sdb       not replicated (1.0 GiB), new since the installation", "/dev/pmem0     not replicated (1.0 GiB): DAX",
+		"17 % of one, bulk work held to 20 %", "9 in 12 rounds, 3 conflicts, the longest round 1.5s", "2 WITHDRAWN: 4096 bytes unseen"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("does not say %q:\n%s", want, b.String())
 		}

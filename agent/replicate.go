@@ -39,6 +39,7 @@ type engine interface {
 	Rescan()
 	Retry()
 	SetBandwidth(mbit int64)
+	SetCPULimit(cores float64)
 	Pause()
 	Resume()
 	Close() error
@@ -83,6 +84,7 @@ type replication struct {
 	stale   bool   // a session is to end, since something has to begin with one
 	rescan  func() // the disks are to be compared, and who wants to know that it has begun
 	engine  engine
+	cores   float64 // what bulk work may take; 0 is no limit
 }
 
 func (r *replication) init(p pairing) { r.want, r.changed = p, make(chan struct{}) }
@@ -103,6 +105,17 @@ func (r *replication) command(name string, throttling int64, retry bool) (change
 		if obey(r.engine, r.want); retry {
 			r.engine.Retry()
 		}
+	}
+	return changed
+}
+
+// limit says how many processors bulk work may take, and returns whether that is news.
+func (r *replication) limit(cores float64) (changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changed = r.cores != cores
+	if r.cores = cores; changed && r.engine != nil {
+		r.engine.SetCPULimit(cores)
 	}
 	return changed
 }
@@ -330,6 +343,7 @@ func (r *replication) openEngine(ctx context.Context, p pairing) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.engine = e
+	e.SetCPULimit(r.cores)
 	obey(e, r.want)
 	return nil
 }

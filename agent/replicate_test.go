@@ -17,6 +17,7 @@ import (
 type stillEngine struct {
 	mu     sync.Mutex
 	mbit   int64
+	cores  float64
 	paused bool
 	closed bool
 	runs   int
@@ -33,6 +34,7 @@ func (e *stillEngine) Rescan()                {}
 func (e *stillEngine) Retry()                 {}
 func (e *stillEngine) Status() capture.Status { return capture.Status{} }
 func (e *stillEngine) SetBandwidth(n int64)   { e.mu.Lock(); e.mbit = n; e.mu.Unlock() }
+func (e *stillEngine) SetCPULimit(n float64)  { e.mu.Lock(); e.cores = n; e.mu.Unlock() }
 func (e *stillEngine) Pause()                 { e.mu.Lock(); e.paused = true; e.mu.Unlock() }
 func (e *stillEngine) Resume()                { e.mu.Lock(); e.paused = false; e.mu.Unlock() }
 func (e *stillEngine) Close() error           { e.mu.Lock(); e.closed = true; e.mu.Unlock(); return nil }

@@ -32,6 +32,7 @@ func Rescan(dir string) (running bool, err error) {
 func (a *agent) requests(ctx context.Context) {
 	asked := false
 	for {
+		a.holdLimits()
 		_, err := os.Lstat(a.dir.path(rescanFile))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -63,6 +63,7 @@ type agent struct {
 	board       board
 	replication replication
 	keeping     sync.Mutex // held while what the service wants is written
+	limitsErr   error      // why limits were not read the last time; of requests' goroutine
 
 	stop context.CancelCauseFunc
 }
@@ -153,7 +154,7 @@ func (a *agent) run(ctx context.Context) error {
 	ctx, a.stop = context.WithCancelCause(ctx)
 	defer a.stop(nil)
 	var all sync.WaitGroup
-	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.identity.renewals, a.writeStatus, a.requests, a.arrivals} {
+	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.metrics, a.identity.renewals, a.writeStatus, a.requests, a.arrivals} {
 		all.Go(func() { part(ctx) })
 	}
 	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })

@@ -40,6 +40,7 @@ const (
 	rootFile    = "ca.pem"
 	statusFile  = "status.json"
 	rescanFile  = "rescan"
+	limitsFile  = "limits.json"
 	lockFile    = "agent.pid"
 	logFile     = "agent.log"
 	programFile = "rehost-agent"

@@ -46,6 +46,11 @@ type Status struct {
 	Lag       float64      `json:"lagSeconds,omitempty"`
 	LastPoint *block.Point `json:"lastPoint,omitempty"`
 
+	CPU      float64 `json:"cpuPercent"`                // of one processor, over the last seconds, by this agent
+	CPULimit float64 `json:"cpuLimitPercent,omitempty"` // of bulk work
+
+	Consistency *Consistency `json:"consistency,omitempty"`
+
 	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
 	Renewal         string    `json:"renewal,omitempty"` // why the certificate is not renewed
 }
@@ -59,6 +64,16 @@ type DiskLine struct {
 	Backlog    int64        `json:"backlog"`
 	Rescanned  int64        `json:"rescanned,omitempty"` // compared with the replica, during a rescan
 	Free       int64        `json:"free,omitempty"`      // left out, since no file system had it in use
+}
+
+// Consistency is how recovery points came about since the agent began to track.
+type Consistency struct {
+	Points       uint64  `json:"points"`                // consistent ones, committed
+	Rounds       uint64  `json:"rounds"`                // tries to make one
+	Conflicts    uint64  `json:"conflicts"`             // runs that were read too late for theirs
+	Withdrawn    uint64  `json:"withdrawnEpochs"`       // after an audit that failed
+	LongestRound float64 `json:"longestRoundSeconds"`   // since the first copy
+	LastAudit    string  `json:"failedAudit,omitempty"` // the last one that failed
 }
 
 // ReadStatus returns what the agent of a state directory said last, and whether
@@ -147,11 +162,23 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	if s.ReadLimit > 0 {
 		line("", "held back to %.1f MB/s, so that this server's own writes do not wait for it", s.ReadLimit/1e6)
 	}
+	if s.CPULimit > 0 {
+		line("Processor", "%.0f %% of one, bulk work held to %.0f %%", s.CPU, s.CPULimit)
+	} else {
+		line("Processor", "%.0f %% of one", s.CPU)
+	}
 	if s.ETA > 0 {
 		line("Time left", "%s", time.Duration(s.ETA*float64(time.Second)).Round(time.Second))
 	}
 	if s.LastPoint != nil {
 		line("Last point", "%s, at %s, lag %s", s.LastPoint.Seq, s.LastPoint.Time.UTC().Format(time.RFC3339), time.Duration(s.Lag*float64(time.Second)).Round(time.Millisecond))
+	}
+	if c := s.Consistency; c != nil {
+		line("Points", "%d in %d rounds, %d conflicts, the longest round %s", c.Points, c.Rounds, c.Conflicts,
+			time.Duration(c.LongestRound*float64(time.Second)).Round(time.Millisecond))
+		if c.Withdrawn > 0 || c.LastAudit != "" {
+			line("", "%d WITHDRAWN: %s", c.Withdrawn, c.LastAudit)
+		}
 	}
 }
 
@@ -225,6 +252,9 @@ func (a *agent) status() Status {
 	s.Tracking, s.Reason, s.Keeps = string(c.Method), c.Reason, c.Keeps
 	s.ReadRate, s.SentRate, s.ReadLimit = c.ReadRate, c.SentRate, c.ReadLimit
 	s.ETA, s.Lag = c.ETA.Seconds(), c.Lag.Seconds()
+	s.CPU, s.CPULimit = 100*c.CPURate, 100*c.CPULimit
+	s.Consistency = &Consistency{Points: c.Epochs, Rounds: c.Rounds, Conflicts: c.Conflicts, Withdrawn: c.Withdrawn,
+		LongestRound: c.LongestRound.Seconds(), LastAudit: c.LastAudit}
 	if !c.Point.Seq.IsZero() {
 		s.LastPoint = &c.Point
 	}

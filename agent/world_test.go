@@ -97,6 +97,7 @@ type world struct {
 	issuedN    int
 	reports    []formgn.UpdateAgentBacklogForMgnRequest
 	lines      []formgn.LogLine
+	metrics    map[string]float64
 	ended      bool // for port 1500
 	confirmed  bool
 	sessions   int
@@ -129,7 +130,7 @@ func newWorld(t *testing.T) *world {
 		t.Skip("SKIPPED: an agent has to be root")
 	}
 	t.Parallel()
-	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, gone: map[int]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
+	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, metrics: map[string]float64{}, gone: map[int]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
 		state: filepath.Join(t.TempDir(), "state"), bpffs: fault.BPF(t)}
 	var err error
 	if w.authority, err = ca.Open(t.TempDir(), ca.Options{}); err != nil {
@@ -394,6 +395,14 @@ func (w *world) handle() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.lines = append(w.lines, in.Lines...)
+		return nil, nil
+	})
+	awsapi.Handle(w.api, formgn.SendAgentMetricsForMgn, func(_ ctx, in *formgn.SendAgentMetricsForMgnRequest) (*formgn.SendAgentMetricsForMgnResponse, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, m := range in.Metrics {
+			w.metrics[m.Name] = m.Value
+		}
 		return nil, nil
 	})
 }

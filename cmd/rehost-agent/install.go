@@ -31,6 +31,8 @@ type installCommand struct {
 
 	NoSkipFreeSpace bool `help:"Copy also what no file system has in use: freed blocks, swap, gaps between partitions."`
 
+	CPULimit float64 `name:"cpu-limit" help:"What the first copy and comparing may take, in percent of one processor; 0 is no limit. rehost-agent limit changes it." placeholder:"PERCENT"`
+
 	NoService bool   `help:"Start nothing; say how the agent is run."`
 	StateDir  string `help:"Directory of the installation." default:"${state}" type:"path"`
 	BPFFS     string `name:"bpffs" help:"Where the BPF file system is mounted, in which tracking outlives the agent. Default: /sys/fs/bpf." type:"path" placeholder:"DIR"`
@@ -49,7 +51,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, BPFFS: c.BPFFS, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, BPFFS: c.BPFFS, Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone

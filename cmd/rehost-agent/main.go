@@ -22,6 +22,7 @@ type cli struct {
 	Run       runCommand       `cmd:"" help:"Be the agent: what the service or init system starts."`
 	Status    statusCommand    `cmd:"" help:"Show what the agent does."`
 	Rescan    rescanCommand    `cmd:"" help:"Compare all disks with the replica, and send what differs."`
+	Limit     limitCommand     `cmd:"" help:"Change what the agent may take of this machine."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
 	Version   kong.VersionFlag `help:"Print the version."`
 }
@@ -122,6 +123,25 @@ func (c *rescanCommand) Run() error {
 		return nil
 	}
 	fmt.Println("The agent compares all disks with the replica; rehost-agent status shows the progress (RESCAN).")
+	return nil
+}
+
+type limitCommand struct {
+	CPU      float64 `name:"cpu" required:"" help:"What the first copy and comparing may take, in percent of one processor; 0 is no limit." placeholder:"PERCENT"`
+	StateDir string  `help:"Directory of the installation." default:"${state}" type:"path"`
+}
+
+// Run implements the command.
+func (c *limitCommand) Run() error {
+	running, err := agent.SetLimits(c.StateDir, agent.Limits{CPU: c.CPU})
+	if err != nil {
+		return err
+	}
+	if !running {
+		fmt.Println("The agent does not run: the limit holds when it starts.")
+		return nil
+	}
+	fmt.Println("The agent holds itself to that from now on; rehost-agent status shows what it takes.")
 	return nil
 }
 
