@@ -47,6 +47,7 @@ type ServeCmd struct {
 	AuditStdout       bool     `help:"Write the records of the audit log to standard output, too."`
 	AuditFileSize     int64    `help:"Size of one file of the audit log." default:"67108864" placeholder:"BYTES"`
 	AuditFiles        int      `help:"How many files of the audit log are kept." default:"9" placeholder:"N"`
+	Metrics           string   `help:"Loopback address that shows what is known of source servers at /metrics, in the text format of Prometheus. Whoever is on this machine can read it." placeholder:"HOST:PORT"`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 	RateFlags         `embed:""`
 
@@ -83,6 +84,7 @@ type served struct {
 	store     *store.Store
 	listener  net.Listener
 	incoming  net.Listener // of replication; nil without
+	measures  net.Listener // of metrics; nil without
 	first     bool         // this start has made the keys
 	audit     *audit.Log
 	agents    *agentFiles
@@ -194,6 +196,12 @@ func (s *served) listen(keep func(func() error)) (err error) {
 	if err := publish(filepath.Join(s.cmd.Data, endpointFile), []byte(s.loopback()+"\n")); err != nil {
 		return err
 	}
+	if s.cmd.Metrics != "" {
+		if s.measures, err = listenMetrics(s.cmd.Metrics); err != nil {
+			return err
+		}
+		keep(ignoreClosed(s.measures.Close))
+	}
 	// Its certificate is made here also for rehost replicator.
 	if s.paired, err = openPair(filepath.Join(s.cmd.Data, "replicator.pem"), s.authority); err != nil {
 		return err
@@ -242,6 +250,9 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 			cancel(err)
 		}
 	})
+	if s.measures != nil {
+		parts.Go(func() { cancel(s.showMetrics(ctx)) })
+	}
 	parts.Go(func() { s.service.Run(ctx) })
 	if s.incoming != nil {
 		parts.Go(func() { cancel(s.replicate(ctx)) })
