@@ -3,6 +3,7 @@ package block_test
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"rehost/block"
@@ -110,8 +111,58 @@ func TestRun_EncodeDecode(t *testing.T) {
 	}
 }
 
+// TestEncodeAt: at every level what is compressed comes back whole, with memory for
+// it or without, and what does not shrink stays as it is; a payload that is cut
+// off, longer, or of another length is an error.
+func TestEncodeAt(t *testing.T) {
+	r := rand.NewChaCha8([32]byte{2})
+	whole := make([]byte, block.MaxRun*block.Size)
+	for i := range whole {
+		whole[i] = "some words, and some more"[(i*i>>9)%25]
+	}
+	for level, want := range map[block.Level]block.Codec{block.Plain: block.Raw, block.Quick: block.S2, block.Light: block.Zstd, block.Strong: block.Zstd} {
+		for _, scratch := range [][]byte{nil, make([]byte, 100), make([]byte, block.MaxEncoded)} {
+			for _, count := range []int{1, 7, block.MaxRun} {
+				e, data := block.Extent{Count: uint64(count)}, whole[:count*block.Size]
+				run := block.EncodeAt(level, e, data, scratch)
+				if err := run.Validate(); err != nil || run.Codec != want {
+					t.Fatalf("%v: %d blocks are %v, want %v: %v", level, count, run.Codec, want, err)
+				}
+				out := make([]byte, len(data))
+				if err := run.Decode(out); err != nil || string(out) != string(data) {
+					t.Fatalf("%v: %d blocks: %v, same %v", level, count, err, string(out) == string(data))
+				}
+				if level == block.Plain {
+					continue
+				}
+				for what, wrong := range map[string]block.Run{
+					"cut off": {Extent: e, Codec: run.Codec, Payload: run.Payload[:len(run.Payload)-1]},
+					"longer":  {Extent: e, Codec: run.Codec, Payload: append(slices.Clone(run.Payload), 0)},
+					"another": {Extent: block.Extent{Count: e.Count + 1}, Codec: run.Codec, Payload: run.Payload},
+				} {
+					if wrong.Extent.Count > block.MaxRun {
+						continue
+					}
+					if err := wrong.Decode(make([]byte, wrong.Extent.Bytes())); !errors.Is(err, block.ErrBadRun) {
+						t.Errorf("%v: %d blocks, %s: got %v, want %v", level, count, what, err, block.ErrBadRun)
+					}
+				}
+			}
+		}
+		noise := make([]byte, 9*block.Size)
+		r.Read(noise)
+		if run := block.EncodeAt(level, block.Extent{Count: 9}, noise, nil); run.Codec != block.Raw {
+			t.Errorf("%v: noise is %v", level, run.Codec)
+		}
+		if run := block.EncodeAt(level, block.Extent{Count: 9}, make([]byte, 9*block.Size), nil); run.Codec != block.Zero {
+			t.Errorf("%v: zeros are %v", level, run.Codec)
+		}
+	}
+}
+
 func FuzzRun_Decode(f *testing.F) {
 	f.Add(uint8(2), uint32(8), []byte{0x28, 0xb5, 0x2f, 0xfd})
+	f.Add(uint8(3), uint32(1), []byte{0x80, 0x20, 0x00, 0x61, 0xfe, 0x01, 0x00})
 	f.Add(uint8(0), uint32(1<<31), []byte{})
 	f.Add(uint8(1), uint32(1), make([]byte, block.Size))
 	f.Fuzz(func(t *testing.T, codec uint8, count uint32, payload []byte) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -24,7 +25,11 @@ const (
 	Zero Codec = 0 // every byte is zero; no payload
 	Raw  Codec = 1 // the bytes themselves
 	Zstd Codec = 2 // one Zstandard frame (RFC 8878) of the bytes
+	S2   Codec = 3 // one S2 block of the bytes: Snappy's block format with repeats, as github.com/klauspost/compress/s2 writes it
 )
+
+// Codecs are all that there are.
+var Codecs = []Codec{Zero, Raw, Zstd, S2}
 
 // String returns the codec's name.
 func (c Codec) String() string {
@@ -35,6 +40,8 @@ func (c Codec) String() string {
 		return "raw"
 	case Zstd:
 		return "zstd"
+	case S2:
+		return "s2"
 	}
 	return fmt.Sprintf("codec(%d)", uint8(c))
 }
@@ -93,17 +100,35 @@ func (r Run) validatePayload() error {
 		return fmt.Errorf("%w: %v has more than %d blocks", ErrBadRun, e, MaxRun)
 	case r.Codec == Raw && n != e.Count*Size:
 		return fmt.Errorf("%w: %v has %d raw bytes", ErrBadRun, e, n)
-	case r.Codec == Zstd && (n == 0 || n >= e.Count*Size):
+	case r.Codec > Raw && (n == 0 || n >= e.Count*Size):
 		return fmt.Errorf("%w: %v has %d compressed bytes", ErrBadRun, e, n)
-	case r.Codec > Zstd:
+	case r.Codec > S2:
 		return fmt.Errorf("%w: %v has unknown %v", ErrBadRun, e, r.Codec)
 	}
 	return nil
 }
 
+// A Level is how much is spent on making content smaller. Of files of a system one
+// core does some 700, 260 and 190 MB/s, and 0.37, 0.28 and 0.26 of them are left.
+type Level uint8
+
+// The levels.
+const (
+	Plain  Level = iota // nothing
+	Quick               // S2
+	Light               // Zstandard's fastest
+	Strong              // Zstandard's default
+)
+
+// String returns the level's name.
+func (l Level) String() string {
+	return [...]string{"none", "s2", "zstd, fastest", "zstd, default"}[min(l, Strong)]
+}
+
 // Stateless coders, safe for concurrent use: EncodeAll and DecodeAll only.
 var (
-	encoder = must(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false)))
+	light   = must(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false)))
+	strong  = must(zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false)))
 	decoder = must(zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(MaxRun*Size), zstd.WithDecodeAllCapLimit(true)))
 )
 
@@ -116,8 +141,19 @@ func must[T any](v T, err error) T {
 
 // Encode makes the run of extent e with content data, which must be e.Bytes()
 // long and at most [MaxRun] blocks. Zeros get no payload; with compress, data
-// that shrinks by at least an eighth is compressed. The payload may alias data.
+// that shrinks by at least an eighth is compressed, at level [Light]. The payload
+// may alias data.
 func Encode(e Extent, data []byte, compress bool) Run {
+	level := Plain
+	if compress {
+		level = Light
+	}
+	return EncodeAt(level, e, data, nil)
+}
+
+// EncodeAt is [Encode] at a level. The payload may alias data or scratch, which is
+// used where it has room and may be nil.
+func EncodeAt(level Level, e Extent, data, scratch []byte) Run {
 	if int64(len(data)) != e.Bytes() || e.Count == 0 || e.Count > MaxRun {
 		panic(fmt.Sprintf("block: encode %v with %d bytes", e, len(data)))
 	}
@@ -125,10 +161,19 @@ func Encode(e Extent, data []byte, compress bool) Run {
 		return Run{Extent: e, Codec: Zero}
 	}
 	run := Run{Extent: e, Codec: Raw, Payload: data, Sums: sums(e, data)}
-	if compress {
-		if p := encoder.EncodeAll(data, make([]byte, 0, len(data)/2)); len(p) < len(data)-len(data)/8 {
-			run.Codec, run.Payload = Zstd, p
-		}
+	codec, p := Zstd, data
+	switch level {
+	case Plain:
+		return run
+	case Quick:
+		codec, p = S2, s2.Encode(scratch[:cap(scratch)], data)
+	case Light:
+		p = light.EncodeAll(data, scratch[:0])
+	default:
+		p = strong.EncodeAll(data, scratch[:0])
+	}
+	if len(p) < len(data)-len(data)/8 {
+		run.Codec, run.Payload = codec, p
 	}
 	return run
 }
@@ -158,6 +203,9 @@ func (r Run) CheckSums(content []byte) error {
 	return nil
 }
 
+// MaxEncoded is what [EncodeAt] needs of scratch for a whole run.
+var MaxEncoded = max(s2.MaxEncodedLen(MaxRun*Size), light.MaxEncodedSize(MaxRun*Size))
+
 // Decode writes the run's content to dst, which must be r.Extent.Bytes() long.
 // Errors wrap [ErrBadRun]. The hashes are not looked at: [Run.CheckSums] does.
 func (r Run) Decode(dst []byte) error {
@@ -179,6 +227,17 @@ func (r Run) Decode(dst []byte) error {
 		}
 		if len(out) != len(dst) {
 			return fmt.Errorf("%w: %v decodes to %d bytes", ErrBadRun, r.Extent, len(out))
+		}
+	case S2: // what it says of its length is compared before anything is decoded
+		n, err := s2.DecodedLen(r.Payload)
+		if err == nil && n != len(dst) {
+			return fmt.Errorf("%w: %v decodes to %d bytes", ErrBadRun, r.Extent, n)
+		}
+		if err == nil {
+			_, err = s2.Decode(dst, r.Payload)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: decode %v: %w", ErrBadRun, r.Extent, err)
 		}
 	}
 	return nil

@@ -228,7 +228,7 @@ func (m model) epoch(r *rand.Rand, n int) []block.Run {
 			clear(data[len(data)-int(d.Blocks()*block.Size-uint64(d.Size)):])
 		}
 		copy(m[d.ID][e.Offset():], data)
-		runs = append(runs, block.Encode(e, data, true))
+		runs = append(runs, block.EncodeAt(block.Level(r.IntN(int(block.Strong)+1)), e, data, nil))
 	}
 	return runs
 }

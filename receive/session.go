@@ -127,7 +127,7 @@ func (x *session) serve(c *conn, hello wire.Hello) error {
 		c.raw.SetWriteDeadline(time.Now().Add(lastWords)) // an agent that reads nothing must not hold on to the session
 	})()
 	defer x.watch(c)()
-	if err := c.Write(wire.Welcome{Last: x.last, Generation: x.agent.Generation, MaxFrame: wire.MaxFrame}); err != nil {
+	if err := c.Write(wire.Welcome{Last: x.last, Generation: x.agent.Generation, MaxFrame: wire.MaxFrame, Codecs: codecs()}); err != nil {
 		return err
 	}
 	want := []wire.Type{wire.TypeRun, wire.TypeHashes, wire.TypeAlive, wire.TypeError}
@@ -148,6 +148,14 @@ func (x *session) serve(c *conn, hello wire.Hello) error {
 			return err
 		}
 	}
+}
+
+// codecs are the names of those that the store can read.
+func codecs() (names []string) {
+	for _, c := range block.Codecs {
+		names = append(names, c.String())
+	}
+	return names
 }
 
 // watch ends the session when the certificate of a connection does.

@@ -174,7 +174,7 @@ func (s *segment) readRecord(p piece, size uint64) (rec record, body []byte, err
 
 // decodeRun decodes the run of the record at offset.
 func (s *segment) decodeRun(run block.Run, offset uint64) ([]byte, error) {
-	if run.Codec != block.Zstd {
+	if run.Codec == block.Zero || run.Codec == block.Raw {
 		return run.Payload, nil // zeros have none, and may be many
 	}
 	data := make([]byte, run.Extent.Bytes())

@@ -133,7 +133,7 @@ func samples() []Message {
 	return []Message{
 		Hello{Server: "s-0123456789abcdef0", Session: strings.Repeat("0f", 16), Index: 1, Count: 4, Generation: 7, Version: "1",
 			Disks: []block.Disk{{ID: 1, Name: "/dev/sda", Size: 1 << 30, Boot: true, Serial: "wwn:1"}}},
-		Welcome{Last: block.Point{Seq: 9, Time: time.Unix(5, 6).UTC()}, Generation: 8, MaxFrame: MaxFrame},
+		Welcome{Last: block.Point{Seq: 9, Time: time.Unix(5, 6).UTC()}, Generation: 8, MaxFrame: MaxFrame, Codecs: []string{"zero", "raw", "s2"}},
 		Run{Epoch: 1 << 40, Ordinal: 1 << 50, Run: block.Run{Extent: block.Extent{Disk: 513, Start: 1 << 33, Count: 3}, Codec: block.Raw, Payload: raw}},
 		Run{Epoch: 1, Run: block.Run{Extent: block.Extent{Count: 1 << 30}, Codec: block.Zero, Payload: []byte{}}},
 		Commit{Point: block.Point{Seq: 3, Time: time.Unix(1<<30, 999).UTC()}, Runs: 1 << 45, Flags: block.Consistent | block.InitialSyncDone},

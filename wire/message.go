@@ -124,6 +124,7 @@ type Welcome struct {
 	Last       block.Point `json:"last"` // the last committed point; its Seq is 0 if there is none
 	Generation uint64      `json:"generation"`
 	MaxFrame   int         `json:"maxFrame"`
+	Codecs     []string    `json:"codecs,omitempty"` // by name; a server that says none knows zero, raw and zstd
 }
 
 // Run is a run of an epoch. On the server its payload may be in a buffer of

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -199,6 +200,11 @@ func open(ctx context.Context, config Config, hello Hello) (_ *clientConn, w Wel
 
 // Generation is the session's, given by the server.
 func (s *Session) Generation() uint64 { return s.welcome.Generation }
+
+// Decodes reports whether the server knows a codec.
+func (s *Session) Decodes(codec block.Codec) bool {
+	return codec <= block.Zstd || slices.Contains(s.welcome.Codecs, codec.String())
+}
 
 // Last is the last point that the server has acknowledged, in this session or
 // before it; its Seq is 0 if there is none.

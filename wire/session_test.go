@@ -27,3 +27,21 @@ func TestSession_FailedSendsNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestSession_Decodes: to a server from before there were more codecs nothing is
+// sent that it does not know.
+func TestSession_Decodes(t *testing.T) {
+	for _, c := range []struct {
+		says  []string
+		codec block.Codec
+		want  bool
+	}{
+		{nil, block.Zero, true}, {nil, block.Raw, true}, {nil, block.Zstd, true}, {nil, block.S2, false},
+		{[]string{"zero", "raw", "zstd"}, block.S2, false}, {[]string{"zero", "raw", "zstd", "s2"}, block.S2, true},
+	} {
+		s := &Session{welcome: Welcome{Codecs: c.says}}
+		if got := s.Decodes(c.codec); got != c.want {
+			t.Errorf("%v, of a server that says %q: %v, want %v", c.codec, c.says, got, c.want)
+		}
+	}
+}
