@@ -40,6 +40,7 @@ type Status struct {
 
 	ReadRate  float64      `json:"readBytesPerSecond"`
 	SentRate  float64      `json:"sentBytesPerSecond"`                // after compression
+	Level     string       `json:"compression,omitempty"`             // of what compresses: s2, zstd
 	ReadLimit float64      `json:"readLimitBytesPerSecond,omitempty"` // of the first copy, beside programs whose writes would take long
 	Throttle  int64        `json:"bandwidthThrottling,omitempty"`
 	ETA       float64      `json:"etaSeconds,omitempty"`
@@ -159,6 +160,9 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 		line(name, "%s", text)
 	}
 	line("Speed", "%.1f MB/s read, %.1f MB/s sent", s.ReadRate/1e6, s.SentRate/1e6)
+	if s.Level != "" {
+		line("", "what compresses is by %s", s.Level)
+	}
 	if s.ReadLimit > 0 {
 		line("", "held back to %.1f MB/s, so that this server's own writes do not wait for it", s.ReadLimit/1e6)
 	}
@@ -251,6 +255,7 @@ func (a *agent) status() Status {
 	}
 	s.Tracking, s.Reason, s.Keeps = string(c.Method), c.Reason, c.Keeps
 	s.ReadRate, s.SentRate, s.ReadLimit = c.ReadRate, c.SentRate, c.ReadLimit
+	s.Level = c.Compression.String()
 	s.ETA, s.Lag = c.ETA.Seconds(), c.Lag.Seconds()
 	s.CPU, s.CPULimit = 100*c.CPURate, 100*c.CPULimit
 	s.Consistency = &Consistency{Points: c.Epochs, Rounds: c.Rounds, Conflicts: c.Conflicts, Withdrawn: c.Withdrawn,

@@ -3,7 +3,6 @@ package capture
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,14 +87,9 @@ func TestEngine_CPULimit(t *testing.T) {
 	const pieces = size / block.Size / batchBlocks
 	disk := fault.Loop(t, size)
 	f := openDirect(t, disk.Path, 0)
-	words := make([]byte, 2048)
-	r := rand.NewChaCha8([32]byte{})
-	r.Read(words)
 	buf := newBuffer()
 	for at := int64(0); at < size; at += int64(len(buf)) {
-		for i := 0; i < len(buf); i += 8 { // work to compress, and worth it
-			copy(buf[i:], words[r.Uint64()%256*8:][:8])
-		}
+		fillWords(buf, byte(at/int64(len(buf))))
 		if _, err := f.WriteAt(buf, at); err != nil {
 			t.Fatal(err)
 		}

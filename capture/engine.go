@@ -60,7 +60,7 @@ type Engine struct {
 	tracker Tracker
 	compare comparer // the tracker, if it is one
 	keeper  keeper   // the tracker, if its memory outlives this process
-	codec   codec
+	codec   *codec
 	pacer   *pacer  // of bulk reading; nil: it is not held back
 	survey  *survey // of free space; nil: there is none
 	cpu     *allowance
@@ -189,6 +189,7 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 		chunk: block.ChunkBlocks, now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
 		cpu: &allowance{used: processTime, now: time.Now},
 	}
+	e.codec = newCodec(func() time.Time { return e.now() })
 	e.compare, _ = t.(comparer)
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
@@ -476,6 +477,8 @@ func (e *Engine) attach(sink Sink) {
 	if e.limiter, _ = sink.(Limiter); e.limiter != nil {
 		e.limiter.SetBandwidth(e.bandwidth)
 	}
+	d, says := sink.(Decoder)
+	e.codec.meet(!says || d.Decodes(block.S2))
 }
 
 // SetBandwidth limits what is sent to so many Mbit/s (10^6 bits), from now on,
@@ -492,7 +495,14 @@ func (e *Engine) SetBandwidth(mbit int64) {
 // by having bulk work wait: the first copy, a rescan, and comparing. Points of a
 // replica that is up to date come later for it by no more than Options.Idle, and
 // may so take more than the limit; 0 is no limit.
-func (e *Engine) SetCPULimit(cores float64) { e.cpu.set(cores) }
+func (e *Engine) SetCPULimit(cores float64) {
+	e.cpu.set(cores)
+	weight := 1.0
+	if cores > 0 { // the readers share it, as they share the link
+		weight = max(1, float64(e.workers)/cores)
+	}
+	e.codec.weigh(weight)
+}
 
 // Pause ends reading and sending within moments; tracking goes on.
 func (e *Engine) Pause() {

@@ -250,6 +250,8 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 		zeros.Count = 0
 		return e.put(ctx, ep, run)
 	}
+	scratch := e.codec.scratch.Get().(*[]byte)
+	defer e.codec.scratch.Put(scratch)
 	longest := uint64(block.MaxRun) >> e.layout.shift
 	most := longest
 	for p.n > 0 {
@@ -279,7 +281,7 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 		most = min(2*most, longest)
 		e.status.read(p.disk, x.Bytes())
 		if e.compare == nil || !e.compare.same(p.disk, p.first, n, data) {
-			run := e.codec.encode(x, data)
+			run := e.codec.encode(x, data, *scratch)
 			switch {
 			case run.Codec != block.Zero:
 				if err := flush(); err != nil {
@@ -306,9 +308,11 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 
 func (e *Engine) put(ctx context.Context, ep *epoch, run block.Run) error {
 	ordinal := ep.runs.Add(1) - 1
+	began := e.now()
 	if err := ep.sink.Put(ctx, ep.point.Seq, ordinal, run); err != nil {
 		return err
 	}
+	e.codec.sent(len(run.Payload), e.now().Sub(began))
 	ep.bytes.Add(int64(len(run.Payload)))
 	e.status.sent(len(run.Payload))
 	return nil
@@ -334,24 +338,6 @@ func (e *Engine) cool() {
 			e.heat[b] = life - 1
 		}
 	}
-}
-
-// A codec compresses where that pays: after eight runs in a row that did not
-// shrink only one in sixteen is tried.
-type codec struct {
-	stubborn, turn atomic.Uint32
-}
-
-func (c *codec) encode(x block.Extent, data []byte) block.Run {
-	try := c.stubborn.Load() < 8 || c.turn.Add(1)%16 == 0
-	run := block.Encode(x, data, try)
-	switch {
-	case run.Codec == block.Zstd:
-		c.stubborn.Store(0)
-	case run.Codec == block.Raw && try:
-		c.stubborn.Add(1)
-	}
-	return run
 }
 
 // lag is how old the newest consistent point is.

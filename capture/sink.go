@@ -33,6 +33,13 @@ type Limiter interface {
 	SetBandwidth(bytesPerSecond int64)
 }
 
+// A Decoder is a [Sink] whose other side may not know every codec, since it is
+// older. Of a sink that is none every codec is expected to be known; Zero, Raw and
+// Zstd always are.
+type Decoder interface {
+	Decodes(codec block.Codec) bool
+}
+
 // A Comparer is a [Sink] whose other side may hold much of a replica already, as
 // after a reboot, and can say what of it has another content.
 type Comparer interface {

@@ -57,9 +57,10 @@ type Status struct {
 	Lag   time.Duration // its age; 0 without one
 	ETA   time.Duration // until the backlog is read, at the present rate; 0: none or unknown
 
-	ReadRate, SentRate  float64 // bytes a second, over the last seconds
-	ReadLimit           float64 // bytes a second, while the disks' own writes would take long; 0: none
-	BytesRead, SentSize int64   // since the engine was opened; sent is after compression
+	ReadRate, SentRate  float64     // bytes a second, over the last seconds
+	Compression         block.Level // of what compresses
+	ReadLimit           float64     // bytes a second, while the disks' own writes would take long; 0: none
+	BytesRead, SentSize int64       // since the engine was opened; sent is after compression
 
 	CPU      time.Duration // processor time of this process, since its start
 	CPURate  float64       // processors, over the last seconds
@@ -71,8 +72,8 @@ type Status struct {
 	Retractions               uint64        // audits that failed
 	Withdrawn                 uint64        // acknowledged epochs that they took back
 	LongestRound              time.Duration // from its instant to its end, once the first copy was over
-	LastAudit                 string    // the last audit that failed, if any
-	Audited                   block.Seq // the last point under an audit that was clean for every disk
+	LastAudit                 string        // the last audit that failed, if any
+	Audited                   block.Seq     // the last point under an audit that was clean for every disk
 }
 
 // status is the engine's account of itself.
@@ -303,6 +304,7 @@ func (e *Engine) Status() Status {
 	if out.ReadLimit = e.pacer.limit(); s.synced && e.compare == nil {
 		out.ReadLimit = 0 // it is for the first copy
 	}
+	out.Compression = e.codec.current()
 	out.CPU, out.CPULimit = processTime(), e.cpu.limit()
 	out.CPURate = s.works.update(now, int64(out.CPU)) / float64(time.Second)
 	out.ReadRate, out.SentRate = s.reads.update(now, out.BytesRead), s.sends.update(now, out.SentSize)
