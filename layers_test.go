@@ -13,6 +13,7 @@ import (
 var layers = map[string][]string{
 	"":                    nil,
 	"audit":               nil,
+	"fence":               nil,
 	"block":               nil,
 	"ca":                  nil,
 	"capture":             {"block", "capture/bpf", "internal/loop"},
