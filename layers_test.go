@@ -35,6 +35,7 @@ var layers = map[string][]string{
 	"awsapi/formgn":       {"awsapi"},
 	"awsapi/iam":          {"awsapi"},
 	"awsapi/sts":          {"awsapi"},
+	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
 	"control":             {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
 	"agent":               {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},

@@ -45,7 +45,7 @@ func (c *call) admit(in any) error {
 // decode fills in from body, path and query, and checks it against the model.
 func (c *call) decode(in any) error {
 	var check Checker
-	if c.protocol == Query {
+	if c.protocol.form() {
 		if fields := c.decodeForm(in, &check); len(fields) > 0 {
 			return invalid(fields)
 		}
@@ -116,8 +116,8 @@ func (c *call) authorize(in any) error {
 	if len(circumstances["aws:tagkeys"]) > 0 && c.route.Creates != "" {
 		// Whoever creates with tags also needs the right to tag what comes to be.
 		tagging := cloneContext(circumstances)
-		tagging.Set("mgn:CreateAction", c.route.Name)
-		if err := c.allow(c.route.service.SigningName+":TagResource", c.arn(c.route.Creates, "*"), tagging); err != nil {
+		tagging.Set(c.route.service.SigningName+":CreateAction", c.route.Name)
+		if err := c.allow(c.route.service.tagAction(), c.arn(c.route.Creates, "*"), tagging); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,14 @@ type Service struct {
 	Operations  []*Operation
 }
 
+// tagAction is what whoever creates something with tags must be allowed besides.
+func (s *Service) tagAction() string {
+	if s.Protocol == EC2Query {
+		return s.SigningName + ":CreateTags"
+	}
+	return s.SigningName + ":TagResource"
+}
+
 // An Operation is what the model says of one call. It is never changed.
 type Operation struct {
 	SigningName string   // of its service

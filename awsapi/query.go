@@ -91,7 +91,7 @@ func (c *call) findQuery(routes []*route) (*route, error) {
 	action, version := form.text("Action"), form.text("Version")
 	if path == "/" && (c.request.Method == http.MethodPost || c.request.Method == http.MethodGet) {
 		for _, r := range routes {
-			if r.Name == action && r.service.Version == version && r.service.Protocol == Query {
+			if r.Name == action && r.service.Version == version && r.service.Protocol.form() {
 				return r, nil
 			}
 		}
@@ -128,7 +128,7 @@ func (c *call) withoutSignature(missing error) error {
 // decodeForm fills in from the form, by the names that the fields have in JSON.
 // It returns what is no value of its type, and leaves to check what is missing.
 func (c *call) decodeForm(in any, check *Checker) []FieldError {
-	r := formReader{new(Checker)}
+	r := formReader{new(Checker), c.protocol == EC2Query}
 	tree := r.read(reflect.ValueOf(in).Elem(), c.form, "")
 	if p, ok := in.(PresenceChecker); ok {
 		p.Presence().walk(check, "", tree)
@@ -138,7 +138,10 @@ func (c *call) decodeForm(in any, check *Checker) []FieldError {
 
 // A formReader fills in values from parameters. What it returns of each is the
 // tree that [Presence] looks at.
-type formReader struct{ *Checker }
+type formReader struct {
+	*Checker
+	ec2 bool // names and lists are those of [EC2Query]
+}
 
 func (f formReader) read(v reflect.Value, p *param, at string) (tree any) {
 	switch v.Kind() {
@@ -170,18 +173,32 @@ func (f formReader) structure(v reflect.Value, p *param, at string) any {
 		at += "."
 	}
 	for i := range v.NumField() {
-		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		if inside := p.inside[name]; inside != nil {
+		tag := v.Type().Field(i).Tag
+		name, _, _ := strings.Cut(tag.Get("json"), ",")
+		parameter := name
+		if f.ec2 {
+			parameter = capital(tag.Get("ec2"))
+		}
+		if inside := p.inside[parameter]; inside != nil {
 			tree[name] = f.read(v.Field(i), inside, at+name)
 		}
 	}
 	return tree
 }
 
+// capital is a name with a capital first letter, which EC2's parameters have
+// and the members of its answers have not.
+func capital(name string) string { return strings.ToUpper(name[:1]) + name[1:] }
+
 // list reads X.member.1, X.member.2 and so on, in the order of the numbers. A
-// list without elements is an empty X.
+// list without elements is an empty X. EC2's are X.1, X.2, never empty.
 func (f formReader) list(v reflect.Value, p *param, at string) any {
-	elements := f.numbered(p.inside["member"], at)
+	numbers := p.inside["member"]
+	if f.ec2 {
+		numbers = p
+		f.must(!p.given, at, "numbered from 1, each element once")
+	}
+	elements := f.numbered(numbers, at)
 	v.Set(reflect.MakeSlice(v.Type(), len(elements), len(elements)))
 	tree := make([]any, len(elements))
 	for i, element := range elements {

@@ -68,9 +68,10 @@ func (s *Service) namespace() string {
 	return "https://" + s.SigningName + ".amazonaws.com/doc/" + s.Version + "/"
 }
 
-// An xmlWriter writes the answers of the query protocol.
+// An xmlWriter writes the answers of the query protocols.
 type xmlWriter struct {
 	bytes.Buffer
+	ec2 bool  // names are those of [EC2Query]
 	err error // the first
 }
 
@@ -110,8 +111,12 @@ func (x *xmlWriter) element(name string, v reflect.Value) {
 	case reflect.Struct:
 		x.members(v)
 	case reflect.Slice:
+		name := "member"
+		if x.ec2 {
+			name = "item"
+		}
 		for i := range v.Len() {
-			x.element("member", v.Index(i))
+			x.element(name, v.Index(i))
 		}
 	case reflect.Map:
 		x.entries(v)
@@ -124,7 +129,11 @@ func (x *xmlWriter) element(name string, v reflect.Value) {
 // members writes the fields of a structure, leaving out what JSON would.
 func (x *xmlWriter) members(v reflect.Value) {
 	for i := range v.NumField() {
-		name, option, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		tag := v.Type().Field(i).Tag
+		name, option, _ := strings.Cut(tag.Get("json"), ",")
+		if x.ec2 {
+			name = tag.Get("ec2")
+		}
 		if field := v.Field(i); option == "" || !field.IsZero() {
 			x.element(name, field)
 		}

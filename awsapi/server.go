@@ -359,7 +359,7 @@ func (c *call) notePeer() {
 // without having signed.
 func (c *call) authenticate() error {
 	r, err := readSignature(c.request)
-	if e := (*Error)(nil); c.protocol == Query && errors.As(err, &e) && e.Name == MissingAuthentication {
+	if e := (*Error)(nil); c.protocol.form() && errors.As(err, &e) && e.Name == MissingAuthentication {
 		return c.withoutSignature(err)
 	}
 	if err != nil {
@@ -381,7 +381,7 @@ func (c *call) authenticate() error {
 	if err := c.server.Identity.Used(c.request.Context(), who.AccessKeyID, r.scope.service, r.scope.region); err != nil {
 		c.server.Log.Error("the use of an access key is not noted", "err", err)
 	}
-	if service := c.server.service(r.scope.service); service.Protocol == Query {
+	if service := c.server.service(r.scope.service); service.Protocol.form() {
 		route, err := c.findQuery(c.server.routes[service.SigningName])
 		if err != nil {
 			return err

@@ -42,7 +42,9 @@ func (c *Checker) add(name, message string, args ...any) {
 }
 
 // Missing reports a required member that is absent.
-func (c *Checker) Missing(name string) { c.add(name, "Member must not be null") }
+func (c *Checker) Missing(name string) { c.add(name, missing) }
+
+const missing = "Member must not be null"
 
 // One reports a union of which not exactly one member is set.
 func (c *Checker) One(at string, set int) {

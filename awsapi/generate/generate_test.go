@@ -14,7 +14,7 @@ import (
 
 // TestGenerate_UpToDate holds the checked-in packages and their models together.
 func TestGenerate_UpToDate(t *testing.T) {
-	for _, pkg := range []string{"mgn", "formgn", "iam", "sts"} {
+	for _, pkg := range []string{"mgn", "formgn", "iam", "sts", "ec2"} {
 		dir := filepath.Join("..", pkg)
 		files, err := generate(filepath.Join(dir, "model.json"), pkg)
 		if err != nil {

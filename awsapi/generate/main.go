@@ -1,7 +1,7 @@
 // Command generate turns a service model into Go: structures, their
 // validation, error types and the table of operations.
 //
-//	model.json (rest-json or query, botocore's form) -> *_gen.go beside it
+//	model.json (rest-json, query or ec2, botocore's form) -> *_gen.go beside it
 //
 // Its output depends on the model alone, so that a second run changes nothing.
 //

@@ -9,7 +9,7 @@ import (
 )
 
 // A model is a service description in the form that botocore publishes
-// (service-2.json), restricted to the protocols rest-json and query.
+// (service-2.json), restricted to the protocols rest-json, query and ec2.
 type model struct {
 	Metadata   metadata
 	Operations map[string]*operation
@@ -26,7 +26,10 @@ type metadata struct {
 	SigningName     string
 }
 
-func (m metadata) query() bool { return m.Protocol == "query" }
+// query is whether calls come as forms.
+func (m metadata) query() bool { return m.Protocol == "query" || m.ec2() }
+
+func (m metadata) ec2() bool { return m.Protocol == "ec2" }
 
 type operation struct {
 	Name string
@@ -83,7 +86,7 @@ func readModel(path string) (*model, error) {
 		return nil, fmt.Errorf("parse %s: %w", path, err)
 	}
 	if m.Metadata.Protocol != "rest-json" && !m.Metadata.query() {
-		return nil, fmt.Errorf("%s: protocol is %q, want rest-json or query", path, m.Metadata.Protocol)
+		return nil, fmt.Errorf("%s: protocol is %q, want rest-json, query or ec2", path, m.Metadata.Protocol)
 	}
 	if m.Metadata.SigningName == "" {
 		m.Metadata.SigningName = m.Metadata.EndpointPrefix
@@ -104,12 +107,32 @@ func readModel(path string) (*model, error) {
 			return nil, fmt.Errorf("%s: operation and shape are both called %s", path, op.Name)
 		}
 	}
+	if m.Metadata.ec2() {
+		m.renameResources()
+	}
 	for _, op := range m.Operations {
 		if err := m.markSent(op.Input.Shape); err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", path, op.Name, err)
 		}
 	}
 	return m, nil
+}
+
+// renameResources gives another name to members that have that of the method of
+// an awsapi.ResourceLister. They travel under their locationName.
+func (m *model) renameResources() {
+	for _, op := range m.Operations {
+		in := m.Shapes[op.Input.Shape]
+		r, ok := in.Members["Resources"]
+		if !ok {
+			continue
+		}
+		in.Members["ResourceIds"] = r
+		delete(in.Members, "Resources")
+		if i := slices.Index(in.Required, "Resources"); i >= 0 {
+			in.Required[i] = "ResourceIds"
+		}
+	}
 }
 
 // markSent marks name and all that it holds as part of a request.
@@ -170,7 +193,7 @@ func (m *model) kinds() (requests, responses map[string]string) {
 		if op.Input.Shape == op.Name+"Request" {
 			requests[op.Input.Shape] = op.Name
 		}
-		if op.Output.Shape == op.Name+"Response" {
+		if op.Output.Shape == op.Name+"Response" || op.Output.Shape == op.Name+"Result" {
 			responses[op.Output.Shape] = op.Name
 		}
 	}

@@ -33,6 +33,9 @@ var creates = map[string]string{
 	"CreateLaunchConfigurationTemplate":      "launch-configuration-template",
 	"CreateNetworkMigrationDefinition":       "network-migration-definition",
 	"CreateReplicationConfigurationTemplate": "replication-configuration-template",
+	"CreateSecurityGroup":                    "security-group",
+	"AuthorizeSecurityGroupEgress":           "security-group-rule",
+	"AuthorizeSecurityGroupIngress":          "security-group-rule",
 	"CreateWave":                             "wave",
 	"RegisterAgentForMgn":                    "source-server",
 	"StartCutover":                           "job",
@@ -80,7 +83,10 @@ func (w *writer) operations() {
 	meta := w.model.Metadata
 	f.p("// Service is %s, API version %s, and all its operations.", meta.ServiceFullName, meta.APIVersion)
 	f.p("var Service = &awsapi.Service{\n\tName: %q,\n\tSigningName: %q,\n\tVersion: %q,", w.pkg, meta.SigningName, meta.APIVersion)
-	if meta.query() {
+	switch {
+	case meta.ec2():
+		f.p("\tProtocol: awsapi.EC2Query,")
+	case meta.query():
 		f.p("\tProtocol: awsapi.Query,")
 	}
 	f.p("\tOperations: []*awsapi.Operation{")
@@ -90,6 +96,9 @@ func (w *writer) operations() {
 	f.p("\t},\n}\n")
 	for _, name := range names {
 		w.operation(f, w.model.Operations[name])
+	}
+	if meta.ec2() {
+		return // the package says by hand what its requests act on
 	}
 	g := w.file("resources_gen.go")
 	seen := map[string]bool{}

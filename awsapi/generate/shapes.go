@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -78,7 +79,11 @@ func (w *writer) fields(f *file, s *shape) {
 		if s.requires(member) {
 			note = " // required"
 		}
-		f.p("\t%s %s `json:%q`%s", exported(member), typ, tag, note)
+		more := ""
+		if w.model.Metadata.ec2() {
+			more = fmt.Sprintf(" ec2:%q", cmp.Or(s.Members[member].LocationName, member))
+		}
+		f.p("\t%s %s `json:%q%s`%s", exported(member), typ, tag, more, note)
 	}
 }
 
@@ -176,6 +181,9 @@ func (w *writer) headers(f *file, s *shape) {
 
 // faults writes the errors of a query service, which have nothing but a message.
 func (w *writer) faults() {
+	if !slices.ContainsFunc(slices.Collect(maps.Values(w.model.Shapes)), func(s *shape) bool { return s.Exception }) {
+		return // the model of ec2 has none
+	}
 	f := w.file("errors_gen.go")
 	f.uses("rehost/awsapi")
 	f.p("// The errors of the service.\nvar (")
