@@ -21,7 +21,7 @@ var layers = map[string][]string{
 	"wire":                {"block", "ca"},
 	"store":               {"block"},
 	"receive":             {"block", "wire", "store", "ca"},
-	"replicator":          {"block", "ca", "wire", "store", "receive", "awsapi", "awsapi/formgn"},
+	"replicator":          {"block", "ca", "fence", "wire", "store", "receive", "awsapi", "awsapi/formgn"},
 	"export":              {"block"},
 	"launch":              {"block"},
 	"launch/qemu":         {"block", "launch"},
@@ -37,7 +37,7 @@ var layers = map[string][]string{
 	"awsapi/sts":          {"awsapi"},
 	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
-	"control":             {"block", "ca", "identity", "awsapi", "awsapi/mgn", "awsapi/formgn", "store", "export", "launch"},
+	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch"},
 	"agent":               {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},
 	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together

@@ -70,6 +70,7 @@ func (c *Service) RegisterAgent(ctx context.Context, caller Caller, in *formgn.R
 	if err != nil {
 		return nil, err
 	}
+	c.changes.happened() // who may reach its replication server
 	c.log.Info("agent registered", "server", s.ID, "new", isNew, "hostname", s.name(), "caller", caller.ARN)
 	c.happened(ctx, agentRegistered, s.ID, "new", isNew, "hostname", s.name(), "caller", caller.ARN)
 	return &formgn.RegisterAgentForMgnResponse{SourceServerID: s.ID, Arn: c.arn("source-server", s.ID), IsNew: &isNew, Disks: s.replicationDisks()}, nil
@@ -220,7 +221,19 @@ func (c *Service) report(ctx context.Context, id string, do func(s *server) (cha
 	return s, true, err
 }
 
-func (c *Service) seen(id string) { c.gauge.set(id, func(t *telemetry) { t.SeenAt = stamp(c.now()) }) }
+// seen notes when an agent has called, and from where.
+func (c *Service) seen(ctx context.Context, id string) {
+	from, moved := calledFrom(ctx, id), false
+	c.gauge.set(id, func(t *telemetry) {
+		t.SeenAt = stamp(c.now())
+		if from != "" && from != t.From {
+			t.From, moved = from, true
+		}
+	})
+	if moved { // rules that name a group follow its members
+		c.changes.happened()
+	}
+}
 
 // GetAgentCommand implements GetAgentCommandForMgn: the state that the agent is
 // to be in, every time; commandID changes with it.
@@ -229,7 +242,7 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 	if err != nil {
 		return nil, orNotFound(err, in.SourceServerID)
 	}
-	c.seen(s.ID)
+	c.seen(ctx, s.ID)
 	if digest := deref(in.TrustDigest); len(digest) <= 2*sha256.Size {
 		c.gauge.set(s.ID, func(t *telemetry) { t.Trusts = digest })
 	}
@@ -303,7 +316,7 @@ func (c *Service) GetAgentReplicationInfo(ctx context.Context, in *formgn.GetAge
 	if err != nil {
 		return nil, err
 	}
-	c.seen(s.ID)
+	c.seen(ctx, s.ID)
 	if !changed {
 		awsapi.Routine(ctx)
 	}

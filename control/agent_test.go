@@ -556,7 +556,7 @@ func TestTemplates(t *testing.T) {
 	ctx := t.Context()
 	rct, err := w.CreateReplicationConfigurationTemplate(ctx, &mgn.CreateReplicationConfigurationTemplateRequest{BandwidthThrottling: 100, DataPlaneRouting: "PRIVATE_IP",
 		DefaultLargeStagingDiskType: "GP3", EbsEncryption: "DEFAULT", ReplicationServerInstanceType: "m5.large", StagingAreaSubnetId: "subnet-12345678",
-		ReplicationServersSecurityGroupsIDs: []string{"sg-12345678"}, StagingAreaTags: mgn.TagsMap{"x": "y"}, Tags: mgn.TagsMap{"team": "a"}})
+		ReplicationServersSecurityGroupsIDs: []string{}, StagingAreaTags: mgn.TagsMap{"x": "y"}, Tags: mgn.TagsMap{"team": "a"}})
 	if err != nil || *rct.BandwidthThrottling != 100 || rct.Tags["team"] != "a" {
 		t.Fatalf("%+v, %v", rct, err)
 	}

@@ -39,7 +39,7 @@ func BenchmarkWatch(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, s := range servers {
-		w.seen(s.ID)
+		w.seen(b.Context(), s.ID)
 	}
 	if err := w.watch(b.Context()); err != nil {
 		b.Fatal(err)

@@ -42,7 +42,10 @@ func (c *Service) find(ctx context.Context, id string) (*server, error) {
 // replicated is for the agent to say; only how they are staged can change here.
 func (c *Service) UpdateReplicationConfiguration(ctx context.Context, in *mgn.UpdateReplicationConfigurationRequest) (*mgn.ReplicationConfiguration, error) {
 	var out mgn.ReplicationConfiguration
-	_, err := c.step(ctx, in.SourceServerID, configure, func(_ *sql.Tx, s *server) error {
+	_, err := c.step(ctx, in.SourceServerID, configure, func(tx *sql.Tx, s *server) error {
+		if err := checkGroups(ctx, tx, in.ReplicationServersSecurityGroupsIDs); err != nil {
+			return err
+		}
 		for _, d := range in.ReplicatedDisks {
 			if !slices.ContainsFunc(s.active(), func(a block.Disk) bool { return a.Name == deref(d.DeviceName) }) {
 				return invalid("replicatedDisks", "source server %s replicates no disk named %q", s.ID, deref(d.DeviceName))

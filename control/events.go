@@ -38,14 +38,21 @@ const (
 	instanceBooted      = "InstanceFirstBoot"
 	instanceEnded       = "InstanceTerminated"
 	lifeCycleChanged    = "LifeCycleStateChanged"
+
+	securityGroupRepaired = "SecurityGroupRepaired"
 )
 
 // happened records an event of a source server; details are names and values.
 func (c *Service) happened(ctx context.Context, name, serverID string, details ...any) {
+	c.record(ctx, name, []string{c.arn("source-server", serverID)}, details...)
+}
+
+// record records an event of whatever resources.
+func (c *Service) record(ctx context.Context, name string, resources []string, details ...any) {
 	if c.opts.Events == nil {
 		return
 	}
-	e := Event{Name: name, Account: c.opts.Account, Resources: []string{c.arn("source-server", serverID)}, Details: map[string]any{}}
+	e := Event{Name: name, Account: c.opts.Account, Resources: resources, Details: map[string]any{}}
 	for i := 0; i+1 < len(details); i += 2 {
 		e.Details[details[i].(string)] = details[i+1]
 	}

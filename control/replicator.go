@@ -96,12 +96,20 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 		awsapi.Routine(ctx)
 	}
 	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Revision: &revision, Associations: []formgn.Association{}, TrustBundle: c.trustBundle(in.TrustDigest)}
+	allowed, err := c.replicationReach(ctx, c.db.reader, in.ReplicatorID, servers)
+	if err != nil {
+		return nil, err
+	}
+	texts, digest := reachDigest(allowed)
+	if out.AllowedDigest = digest; digest != deref(in.AllowedDigest) {
+		out.AllowedAddresses = texts
+	}
 	for _, s := range servers {
 		revoked, err := revokedSerials(ctx, c.db.reader, s.ID, c.now())
 		if err != nil {
 			return nil, err
 		}
-		if (s.ended() || s.Replication.Flow == mgn.DataReplicationStateStopped) && len(revoked) == 0 {
+		if !s.replicates() && len(revoked) == 0 {
 			continue // an ended one is listed while its certificates have to be refused
 		}
 		out.Associations = append(out.Associations, formgn.Association{SourceServerID: s.ID, Disks: s.replicationDisks(), Generation: s.Generation,

@@ -12,6 +12,7 @@ import (
 
 	"rehost/audit"
 	"rehost/awsapi"
+	"rehost/awsapi/ec2"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
 	"rehost/block"
@@ -61,8 +62,9 @@ func newAPIWorld(t *testing.T) *apiWorld {
 	_, err = a.directory.Bootstrap(t.Context())
 	a.must(err)
 	a.opts.Account = a.directory.Account().ID
-	a.api = awsapi.New(awsapi.Options{Identity: a.directory, Region: "us-east-1", VerifyPeer: VerifyPeer, ResourceTags: a.ResourceTags, Log: a.log, Audit: a.audit}, mgn.Service, formgn.Service)
+	a.api = awsapi.New(awsapi.Options{Identity: a.directory, Region: "us-east-1", VerifyPeer: VerifyPeer, ResourceTags: a.ResourceTags, Log: a.log, Audit: a.audit}, mgn.Service, formgn.Service, ec2.Service)
 	a.Register(a.api)
+	a.RegisterGroups(a.api)
 	a.server = httptest.NewTLSServer(a.api)
 	t.Cleanup(a.server.Close)
 	return a

@@ -66,6 +66,12 @@ type Options struct {
 	Target   launch.Target
 	Forwards []int // TCP ports of every instance that are to be reached on this machine's loopback
 
+	// APIPort is where the API listens: rules of its security group may call it so,
+	// besides 8443. 0: they may not.
+	APIPort int
+	// PrefixLists are those that there are at first.
+	PrefixLists []PrefixList
+
 	Authority Authority
 	Sessions  Sessions
 	Events    Events // nil: none are kept
@@ -98,6 +104,7 @@ type Service struct {
 
 	mu    sync.Mutex
 	views map[string]*exported // guarded by mu: by instance
+	lists []PrefixList         // guarded by mu; replaced whole
 }
 
 // Open makes a service over a database and serves again what launched instances read.
@@ -115,7 +122,7 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 		opts.StepTimeout = 90 * time.Second
 	}
 	db := opts.Database
-	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), changes: newChanges(opts.Now()), views: map[string]*exported{}, turned: map[ca.Certified]bool{}}
+	c := &Service{opts: opts, db: db, log: opts.Logger, now: opts.Now, started: opts.Now(), wake: make(chan struct{}, 1), changes: newChanges(opts.Now()), views: map[string]*exported{}, lists: opts.PrefixLists, turned: map[ca.Certified]bool{}}
 	var err error
 	if c.gauge, err = loadGauge(ctx, db.reader); err != nil {
 		return nil, fmt.Errorf("read telemetry: %w", err)
@@ -151,6 +158,9 @@ func (c *Service) settle(ctx context.Context) error {
 			}
 		}
 		if err := c.openPager(ctx, tx); err != nil {
+			return err
+		}
+		if _, err := settleGroups(ctx, tx); err != nil {
 			return err
 		}
 		if c.opts.Alone {

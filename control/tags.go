@@ -141,7 +141,7 @@ func (c *Service) ListTagsForResource(ctx context.Context, in *mgn.ListTagsForRe
 // ResourceTags are the tags of a resource, for conditions on them; nil for one
 // that is not there.
 func (c *Service) ResourceTags(ctx context.Context, arn string) map[string]string {
-	if c.taggable(ctx, c.db.reader, arn) != nil {
+	if !strings.HasPrefix(arn, c.groupARN("security-group", "")) && !strings.HasPrefix(arn, c.groupARN("security-group-rule", "")) && c.taggable(ctx, c.db.reader, arn) != nil {
 		return nil
 	}
 	tags, err := tagsOf(ctx, c.db.reader, arn)

@@ -15,6 +15,7 @@ import (
 // telemetry is what reports say of a source server without changing its state.
 type telemetry struct {
 	SeenAt    string                `json:"seenAt,omitempty"`    // the agent, on the service's clock
+	From      string                `json:"from,omitempty"`      // the address that the agent called from last
 	CurrentAt string                `json:"currentAt,omitempty"` // the replica held everything up to then
 	PointSeq  string                `json:"pointSeq,omitempty"`
 	PointAt   string                `json:"pointAt,omitempty"` // on the source's clock

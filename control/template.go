@@ -81,7 +81,7 @@ func describeTemplates[T any](ctx context.Context, c *Service, operation, kind, 
 // deleteTemplate refuses while source servers or jobs exist, as MGN does for
 // replication templates.
 func (c *Service) deleteTemplate(ctx context.Context, kind, word, id string, refuse string) error {
-	return c.db.update(ctx, func(tx *sql.Tx) error {
+	err := c.db.update(ctx, func(tx *sql.Tx) error {
 		if _, err := getTemplate[json.RawMessage](ctx, tx, kind, id); errors.Is(err, errNoTemplate) {
 			return notFound(word, id)
 		} else if err != nil {
@@ -101,6 +101,8 @@ func (c *Service) deleteTemplate(ctx context.Context, kind, word, id string, ref
 		}
 		return dropTags(ctx, tx, c.arn(templateKinds[kind], id))
 	})
+	c.changes.happened() // who may reach replication servers
+	return err
 }
 
 var templateKinds = map[string]string{"rct": "replication-configuration-template", "lct": "launch-configuration-template"}
@@ -126,9 +128,15 @@ func (c *Service) CreateReplicationConfigurationTemplate(ctx context.Context, in
 
 func (c *Service) createTemplate(ctx context.Context, kind, id string, doc any, tags mgn.TagsMap, into *mgn.TagsMap) error {
 	err := c.db.update(ctx, func(tx *sql.Tx) error {
+		if t, ok := doc.(*mgn.ReplicationConfigurationTemplate); ok {
+			if err := checkGroups(ctx, tx, t.ReplicationServersSecurityGroupsIDs); err != nil {
+				return err
+			}
+		}
 		return errors.Join(c.putTemplate(ctx, tx, kind, id, doc), putTags(ctx, tx, c.arn(templateKinds[kind], id), tags))
 	})
 	*into = tags
+	c.changes.happened() // who may reach replication servers
 	return err
 }
 
@@ -161,7 +169,7 @@ func (c *Service) UpdateReplicationConfigurationTemplate(ctx context.Context, in
 		if errors.Is(err, errNoTemplate) {
 			return notFound(replicationWord, id)
 		}
-		if err := errors.Join(err, overlay(&doc, in)); err != nil {
+		if err := errors.Join(err, overlay(&doc, in), checkGroups(ctx, tx, in.ReplicationServersSecurityGroupsIDs)); err != nil {
 			return err
 		}
 		doc.Arn, out = c.arn(templateKinds["rct"], id), &doc
@@ -172,6 +180,7 @@ func (c *Service) UpdateReplicationConfigurationTemplate(ctx context.Context, in
 		out.Tags = tags[doc.Arn]
 		return err
 	})
+	c.changes.happened() // who may reach replication servers
 	return out, err
 }
 

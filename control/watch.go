@@ -16,7 +16,7 @@ import (
 
 // watch looks at everything once.
 func (c *Service) watch(ctx context.Context) error {
-	return errors.Join(c.gauge.flush(ctx, c.db), c.watchServers(ctx), c.deleteCondemned(ctx))
+	return errors.Join(c.gauge.flush(ctx, c.db), c.watchServers(ctx), c.repairGroups(ctx), c.deleteCondemned(ctx))
 }
 
 func (c *Service) watchServers(ctx context.Context) error {

@@ -121,14 +121,20 @@ func echoes(c net.Conn) bool {
 	return err == nil && said(c) == "there?"
 }
 
-// TestListener: before there are rules nobody gets in; then those whom they allow;
+// TestListener: before there are rules everybody waits; then those get in whom they allow;
 // and when others come, who is not allowed any more is cut, and who is stays.
 func TestListener(t *testing.T) {
 	g := open(t, "tcp4", "127.0.0.1:0", Options{})
-	if got := said(g.dial("127.0.0.2", "")); got != "" {
-		t.Errorf("before there are rules: %q", got)
+	early, stranger := g.dial("127.0.0.2", ""), g.dial("127.0.0.4", "")
+	early.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := early.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("before there are rules: %v", err)
 	}
+	early.SetReadDeadline(time.Now().Add(patience))
 	g.use(allow("127.0.0.2/32", "127.0.0.3/32"))
+	if said(early) != "127.0.0.2" || said(stranger) != "" {
+		t.Error("who has waited is not treated like anybody else")
+	}
 	a, b := g.dial("127.0.0.2", ""), g.dial("127.0.0.3", "")
 	if said(a) != "127.0.0.2" || said(b) != "127.0.0.3" {
 		t.Fatal("not let in")

@@ -47,7 +47,7 @@ const maxArriving = 256
 const refusedEvery = 10 * time.Second
 
 // A Listener lets connections through that its rules allow; before the first
-// [Listener.Use] it lets nobody in. What it refuses is reset without a word. It
+// [Listener.Use] they wait. What it refuses is reset without a word. It
 // implements [net.Listener], and its methods may be called concurrently.
 type Listener struct {
 	inner   net.Listener
@@ -58,6 +58,8 @@ type Listener struct {
 	accepted chan net.Conn
 	failed   chan error
 	done     chan struct{}
+	ruled    chan struct{} // closed by the first Use
+	rule     func()        // closes it
 	close    func() error
 	running  sync.WaitGroup // run, and the readers of headers
 
@@ -80,7 +82,8 @@ func New(inner net.Listener, o Options) *Listener {
 		o.HeaderTimeout = 5 * time.Second
 	}
 	l := &Listener{inner: inner, options: o, proxies: NewRules(o.Proxies), log: o.Logger, accepted: make(chan net.Conn), failed: make(chan error),
-		done: make(chan struct{}), open: map[*conn]struct{}{}, arriving: map[net.Conn]struct{}{}}
+		done: make(chan struct{}), ruled: make(chan struct{}), open: map[*conn]struct{}{}, arriving: map[net.Conn]struct{}{}}
+	l.rule = sync.OnceFunc(func() { close(l.ruled) })
 	l.close = sync.OnceValue(l.shut)
 	l.running.Go(l.run)
 	return l
@@ -101,6 +104,7 @@ func (l *Listener) Use(r *Rules) error {
 		}
 	}
 	l.mu.Unlock()
+	l.rule()
 	for _, c := range cut {
 		c.reset()
 	}
@@ -152,8 +156,13 @@ func (l *Listener) shut() error {
 	return err
 }
 
-// run takes connections as they come.
+// run takes connections as they come, once there are rules.
 func (l *Listener) run() {
+	select {
+	case <-l.ruled:
+	case <-l.done:
+		return
+	}
 	for {
 		raw, err := l.inner.Accept()
 		if err == nil {

@@ -95,10 +95,6 @@ type Config struct {
 	Controller Controller
 	Logger     *slog.Logger // default slog.Default()
 
-	// Allow, if not nil, is asked about the address of each connection before
-	// anything is read from it.
-	Allow func(netip.Addr) bool
-
 	KeepAlive        time.Duration // default wire.DefaultKeepAlive
 	HandshakeTimeout time.Duration // default wire.HandshakeTimeout
 	AdmitTimeout     time.Duration // for Connected and Begin, default 30 s

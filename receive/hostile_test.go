@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -318,11 +317,4 @@ func TestServer_ForeignSession(t *testing.T) {
 	if m, err := w.Read(wire.TypeAck); err != nil {
 		t.Errorf("got %v, %v", m, err)
 	}
-}
-
-func TestServer_Allow(t *testing.T) { // stands in for a security group
-	x := newSite(t, func(c *receive.Config) { c.Allow = func(netip.Addr) bool { return false } })
-	c := must(net.Dial("tcp", x.address))
-	defer c.Close()
-	gone(t, c)
 }

@@ -123,11 +123,6 @@ func (s *Server) Close() error {
 func (s *Server) start(conn net.Conn) {
 	address := addressOf(conn)
 	log := s.config.Logger.With("address", address)
-	if s.config.Allow != nil && !s.config.Allow(address.Addr()) {
-		log.Info("close connection: its address is not allowed")
-		conn.Close()
-		return
-	}
 	s.mu.Lock()
 	full := s.handshakes >= s.config.Handshakes || s.addresses[address.Addr()] >= s.config.HandshakesPerAddress
 	ok := !full && !s.closed

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/ca"
+	"rehost/fence"
 	"rehost/receive"
 	"rehost/store"
 )
@@ -33,6 +35,10 @@ type Config struct {
 	Store    *store.Store
 	Listener net.Listener // on port 1500; closed by Run
 
+	// Fence says how it is decided who may connect; the service says who may. Its
+	// Logger is this one's.
+	Fence fence.Options
+
 	Logger *slog.Logger
 	Poll   time.Duration // between questions for the associations; 0 means 2 s
 }
@@ -45,7 +51,9 @@ type replicator struct {
 	client  *awsapi.Client
 	session *aws.CredentialsCache
 
+	fence    *fence.Listener
 	revision *int64 // of the last answer to associate; of poll alone
+	allowed  string // digest of who may connect; of poll alone
 
 	mu      sync.Mutex
 	pending map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest // guarded by mu: not delivered yet, by source server
@@ -70,6 +78,8 @@ func Run(ctx context.Context, config Config) error {
 
 	server := receive.New(receive.Config{Endpoint: ca.Endpoint{Bundle: config.Bundle, Certificate: config.Certificate, Revoked: r.revoked},
 		Store: receive.Replicas(config.Store, nil), Controller: controller{r}, Logger: config.Logger})
+	config.Fence.Logger = config.Logger
+	r.fence = fence.New(config.Listener, config.Fence)
 	var all sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	all.Go(func() {
@@ -77,7 +87,7 @@ func Run(ctx context.Context, config Config) error {
 		server.Close()
 	})
 	all.Go(func() { r.poll(ctx) })
-	err := server.Serve(config.Listener)
+	err := server.Serve(r.fence)
 	cancel()
 	all.Wait()
 	r.deliver(context.WithoutCancel(ctx)) // what the last commits of closing sessions left
@@ -159,7 +169,7 @@ func (r *replicator) associate(ctx context.Context) error {
 	digest, wait := r.config.Bundle.Digest(), int32(min(r.config.Poll/time.Second, longestWait))
 	out, err := call(ctx, r, formgn.DescribeReplicationServerAssociationsForMgn,
 		&formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: r.config.ID, Address: &r.config.Address, TrustDigest: &digest,
-			Revision: r.revision, WaitSeconds: &wait})
+			AllowedDigest: &r.allowed, Revision: r.revision, WaitSeconds: &wait})
 	if err != nil {
 		r.revision = nil
 		return err
@@ -173,7 +183,37 @@ func (r *replicator) associate(ctx context.Context) error {
 	for _, a := range out.Associations {
 		r.revoked.Add(a.RevokedCertificateSerials...)
 	}
+	if err := r.guard(out.AllowedDigest, out.AllowedAddresses); err != nil {
+		return err
+	}
 	r.revision = out.Revision
+	return nil
+}
+
+// errNoFence: whom an older service does not name is not let in.
+var errNoFence = errors.New("the service does not say who may connect, so nobody may: it is older than this replication server")
+
+// guard puts in force who may connect, if that is another than before.
+func (r *replicator) guard(digest string, addresses []string) error {
+	if digest == "" {
+		return errNoFence
+	}
+	if digest == r.allowed {
+		return nil
+	}
+	prefixes := make([]netip.Prefix, 0, len(addresses))
+	for _, text := range addresses {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return fmt.Errorf("who may connect: %w", err)
+		}
+		prefixes = append(prefixes, p)
+	}
+	if err := r.fence.Use(fence.NewRules(prefixes)); err != nil {
+		r.log.Error("the firewall is not as the security groups say; the listener is", "err", err)
+	}
+	r.allowed = digest
+	r.log.Info("security groups: who may connect", "prefixes", len(prefixes))
 	return nil
 }
 

@@ -10,11 +10,12 @@ type CreateSessionForMgnRequest struct {
 
 // DescribeReplicationServerAssociationsForMgnRequest is the input of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnRequest struct {
-	Address      *string `json:"address,omitempty"`
-	ReplicatorID string  `json:"replicatorID"` // required
-	Revision     *int64  `json:"revision,omitempty"`
-	TrustDigest  *string `json:"trustDigest,omitempty"`
-	WaitSeconds  *int32  `json:"waitSeconds,omitempty"`
+	Address       *string `json:"address,omitempty"`
+	AllowedDigest *string `json:"allowedDigest,omitempty"`
+	ReplicatorID  string  `json:"replicatorID"` // required
+	Revision      *int64  `json:"revision,omitempty"`
+	TrustDigest   *string `json:"trustDigest,omitempty"`
+	WaitSeconds   *int32  `json:"waitSeconds,omitempty"`
 }
 
 // GetAgentCommandForMgnRequest is the input of [GetAgentCommandForMgn].

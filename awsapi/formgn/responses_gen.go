@@ -15,9 +15,11 @@ type CreateSessionForMgnResponse struct {
 
 // DescribeReplicationServerAssociationsForMgnResponse is the output of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnResponse struct {
-	Associations []Association `json:"associations,omitzero"` // required
-	Revision     *int64        `json:"revision,omitempty"`
-	TrustBundle  string        `json:"trustBundle,omitempty"`
+	AllowedAddresses []string      `json:"allowedAddresses,omitzero"`
+	AllowedDigest    string        `json:"allowedDigest,omitempty"`
+	Associations     []Association `json:"associations,omitzero"` // required
+	Revision         *int64        `json:"revision,omitempty"`
+	TrustBundle      string        `json:"trustBundle,omitempty"`
 }
 
 // GetAgentCommandForMgnResponse is the output of [GetAgentCommandForMgn].

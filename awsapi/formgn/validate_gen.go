@@ -36,6 +36,9 @@ func (v *DescribeReplicationServerAssociationsForMgnRequest) check(c *awsapi.Che
 	if v.Address != nil {
 		c.Text(at+"address", *v.Address, &ruleString)
 	}
+	if v.AllowedDigest != nil {
+		c.Text(at+"allowedDigest", *v.AllowedDigest, &ruleString)
+	}
 	if v.ReplicatorID == "" {
 		c.Missing(at + "replicatorID")
 	} else {
