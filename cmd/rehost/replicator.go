@@ -11,17 +11,19 @@ import (
 	"path/filepath"
 
 	"rehost/ca"
+	"rehost/fence"
 	"rehost/replicator"
 )
 
 // ReplicatorCmd is `rehost replicator`: a replication server as a process of its own.
 type ReplicatorCmd struct {
-	Endpoint string `help:"Address of the service." required:"" placeholder:"URL"`
-	Data     string `help:"Directory of the service: with replicator.pem, ca.pem, store.key and the store." default:"/var/lib/rehost" placeholder:"DIR"`
-	Listen   string `help:"Address that agents replicate to." default:":1500" placeholder:"HOST:PORT"`
-	Address  string `help:"What agents are told to connect to." required:"" placeholder:"HOST:PORT"`
-	Region   string `help:"Region of the service." default:"us-east-1"`
-	LogLevel string `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
+	Endpoint   string `help:"Address of the service." required:"" placeholder:"URL"`
+	Data       string `help:"Directory of the service: with replicator.pem, ca.pem, store.key and the store." default:"/var/lib/rehost" placeholder:"DIR"`
+	Listen     string `help:"Address that agents replicate to." default:":1500" placeholder:"HOST:PORT"`
+	Address    string `help:"What agents are told to connect to." required:"" placeholder:"HOST:PORT"`
+	Region     string `help:"Region of the service." default:"us-east-1"`
+	FenceFlags `embed:""`
+	LogLevel   string `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
 }
 
 // Help implements [kong.HelpProvider].
@@ -72,9 +74,13 @@ func (c *ReplicatorCmd) Run(ctx context.Context, log *logOutput, _ io.Writer) (e
 	if err != nil {
 		return err
 	}
+	fenced, err := c.options(listener, fence.Options{})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	fmt.Fprintf(log.w, "rehost: ready: replication server %s on %s\n", pair.id, listener.Addr())
 	return replicator.Run(ctx, replicator.Config{Endpoint: c.Endpoint, Region: c.Region, ID: pair.id, Address: c.Address, Bundle: bundle,
-		Certificate: pair.Certificate, Store: s, Listener: listener, Logger: logger})
+		Certificate: pair.Certificate, Store: s, Listener: listener, Fence: fenced, Logger: logger})
 }
 
 // errNotServed: the service makes what a replication server needs.

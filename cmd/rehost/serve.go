@@ -17,6 +17,7 @@ import (
 
 	"rehost/audit"
 	"rehost/awsapi"
+	"rehost/awsapi/ec2"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/iam"
 	"rehost/awsapi/mgn"
@@ -24,6 +25,7 @@ import (
 	"rehost/ca"
 	"rehost/control"
 	"rehost/export"
+	"rehost/fence"
 	"rehost/identity"
 	"rehost/identity/api"
 	"rehost/identity/oidc"
@@ -49,7 +51,9 @@ type ServeCmd struct {
 	AuditFiles        int      `help:"How many files of the audit log are kept." default:"9" placeholder:"N"`
 	Metrics           string   `help:"Loopback address that shows what is known of source servers at /metrics, in the text format of Prometheus. Whoever is on this machine can read it." placeholder:"HOST:PORT"`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
+	PrefixLists       string   `help:"File with prefix lists, which rules of security groups can name; read again when it changes." placeholder:"FILE"`
 	RateFlags         `embed:""`
+	FenceFlags        `embed:""`
 
 	now func() time.Time // of accounts, policies and signatures; nil is time.Now. Tests move it
 }
@@ -82,10 +86,11 @@ type served struct {
 	service   *control.Service
 	api       *awsapi.Server
 	store     *store.Store
-	listener  net.Listener
-	incoming  net.Listener // of replication; nil without
-	measures  net.Listener // of metrics; nil without
-	first     bool         // this start has made the keys
+	listener  *fence.Listener // of the API
+	lists     *listFile       // of prefix lists; nil without
+	incoming  net.Listener    // of replication; nil without
+	measures  net.Listener    // of metrics; nil without
+	first     bool            // this start has made the keys
 	audit     *audit.Log
 	agents    *agentFiles
 	outside   *outside  // the certificate for strangers; nil without
@@ -110,6 +115,11 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, stdout io.Writer,
 		return nil, err
 	}
 	keep(unlock)
+	if c.PrefixLists != "" {
+		if c.PrefixLists, err = filepath.Abs(c.PrefixLists); err != nil {
+			return nil, err
+		}
+	}
 	s := &served{cmd: c, log: log, agents: &agentFiles{dir: executableDir()}}
 	if s.hosts, err = findHosts(c.Advertise); err != nil {
 		return nil, err
@@ -175,24 +185,32 @@ func openDirectory(ctx context.Context, db *control.Database, key *identity.Seal
 }
 
 func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database, directory *identity.Directory, exporter *export.Server, socket string, target launch.Target) (err error) {
-	s.service, err = control.Open(ctx, control.Options{Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
+	var lists []control.PrefixList
+	if c.PrefixLists != "" {
+		s.lists = &listFile{path: c.PrefixLists}
+		if lists, err = s.lists.read(); err != nil {
+			return err
+		}
+	}
+	s.service, err = control.Open(ctx, control.Options{PrefixLists: lists, APIPort: portOf(c.Listen), Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
 		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target, Forwards: c.LaunchForward,
 		Authority: s.authority, Sessions: sessions{directory}, Events: events{s.audit}, Logger: s.log})
 	if err != nil {
 		return err
 	}
 	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, Now: c.now, VerifyPeer: control.VerifyPeer,
-		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service, iam.Service, sts.Service)
+		ResourceTags: s.service.ResourceTags, Limits: c.limits()}, mgn.Service, formgn.Service, iam.Service, sts.Service, ec2.Service)
 	s.service.Register(s.api)
+	s.service.RegisterGroups(s.api)
 	api.Register(s.api, directory, oidc.New(nil))
 	return nil
 }
 
 func (s *served) listen(keep func(func() error)) (err error) {
-	if s.listener, err = net.Listen("tcp", s.cmd.Listen); err != nil {
+	if s.listener, err = s.cmd.guarded(s.cmd.Listen, fence.Options{Local: true, Logger: s.log}); err != nil {
 		return err
 	}
-	keep(ignoreClosed(s.listener.Close))
+	keep(s.listener.Close)
 	if err := publish(filepath.Join(s.cmd.Data, endpointFile), []byte(s.loopback()+"\n")); err != nil {
 		return err
 	}
@@ -258,6 +276,7 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 		parts.Go(func() { cancel(s.replicate(ctx)) })
 	}
 	parts.Go(func() { s.tendTrust(ctx) })
+	parts.Go(func() { s.guard(ctx) })
 	s.greet(stdout, stderr)
 	<-ctx.Done()
 	parts.Wait()
@@ -281,9 +300,13 @@ func (s *served) replicate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	fenced, err := s.cmd.options(s.incoming, fence.Options{})
+	if err != nil {
+		return err
+	}
 	err = replicator.Run(ctx, replicator.Config{Endpoint: s.loopback(), Region: s.cmd.Region, ID: id,
 		Address: net.JoinHostPort(s.hosts.first, port), Bundle: s.authority.Bundle(), Certificate: s.paired.Certificate, Store: s.store, Listener: s.incoming,
-		Logger: s.log.With("replicator", id)})
+		Fence: fenced, Logger: s.log.With("replicator", id)})
 	if err == nil {
 		err = context.Canceled // it ends with ctx only
 	}

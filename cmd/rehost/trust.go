@@ -111,6 +111,7 @@ func (s *served) tendTrust(ctx context.Context) {
 	signal.Notify(hup, syscall.SIGHUP) // a service manager's reload must not end the service
 	defer signal.Stop(hup)
 	roots, issuer, outside := s.note("ca.pem"), s.note("the intermediate certificate"), s.note("--tls-certificate")
+	lists := s.noteOf("prefix lists: the file is no good, the lists before it stay", "prefix lists: the file is good again")
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -124,6 +125,9 @@ func (s *served) tendTrust(ctx context.Context) {
 		issuer(s.renewIssuer())
 		if s.outside != nil {
 			outside(s.outside.refresh())
+		}
+		if s.lists != nil {
+			lists(s.takeLists())
 		}
 	}
 }
@@ -140,15 +144,20 @@ func (s *served) renewIssuer() error {
 	return s.authority.RotateIssuer("")
 }
 
-// note makes a function that logs trouble once, and its end.
+// note makes a function that logs trouble with a certificate once, and its end.
 func (s *served) note(what string) func(error) {
+	return s.noteOf("certificates: "+what+" cannot be renewed", "certificates: "+what+" is renewed")
+}
+
+// noteOf makes a function that logs trouble once, and its end.
+func (s *served) noteOf(trouble, over string) func(error) {
 	var before error
 	return func(err error) {
 		switch {
 		case err != nil && (before == nil || before.Error() != err.Error()):
-			s.log.Error("certificates: "+what+" cannot be renewed", "err", err)
+			s.log.Error(trouble, "err", err)
 		case err == nil && before != nil:
-			s.log.Info("certificates: " + what + " is renewed")
+			s.log.Info(over)
 		}
 		before = err
 	}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"rehost/control"
+	"rehost/fence"
+)
+
+// FenceFlags say how it is decided who may connect; who may, the security groups do.
+type FenceFlags struct {
+	ProxyProtocolFrom []peers `help:"Addresses or CIDRs of proxies, whose connections must begin with a PROXY header (version 1 or 2) and count for the address in it. Nobody else's header is believed." placeholder:"ADDRESS"`
+}
+
+// peers are addresses as flags have them: one, or a CIDR of them.
+type peers struct{ netip.Prefix }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (p *peers) UnmarshalText(text []byte) error {
+	if a, err := netip.ParseAddr(string(text)); err == nil && a.Zone() == "" {
+		p.Prefix = netip.PrefixFrom(a, a.BitLen())
+		return nil
+	}
+	prefix, err := netip.ParsePrefix(string(text))
+	if err != nil {
+		return fmt.Errorf("%.60q is neither an address nor a CIDR", text)
+	}
+	p.Prefix = prefix
+	return nil
+}
+
+// options adds what the flags say to the options of a fence around a listener.
+func (f FenceFlags) options(_ net.Listener, o fence.Options) (fence.Options, error) {
+	for _, p := range f.ProxyProtocolFrom {
+		o.Proxies = append(o.Proxies, p.Prefix)
+	}
+	return o, nil
+}
+
+// guarded listens behind a fence.
+func (f FenceFlags) guarded(address string, o fence.Options) (*fence.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	if o, err = f.options(l, o); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return fence.New(l, o), nil
+}
+
+// portOf is the port of an address to listen at, 0 if the kernel chooses it or
+// the address is none.
+func portOf(address string) int {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// guard keeps the fence around the API as its security group says, until ctx ends.
+// What it cannot find out changes nothing.
+func (s *served) guard(ctx context.Context) {
+	note := s.noteOf("security groups: the fence around the API is not renewed", "security groups: the fence around the API is renewed")
+	before := "nothing yet"
+	for revision := int64(0); ctx.Err() == nil; {
+		allowed, newer, err := s.service.APIReach(ctx, revision)
+		if ctx.Err() != nil {
+			return
+		}
+		rules := fence.NewRules(allowed)
+		if now := fmt.Sprint(rules.Prefixes()); err == nil && now != before {
+			if err = s.listener.Use(rules); err == nil {
+				before = now
+			}
+		}
+		note(err)
+		revision = newer
+		if err != nil {
+			revision = 0
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
+
+// A listFile is the file of prefix lists.
+type listFile struct {
+	path string
+	seen os.FileInfo
+}
+
+// read reads the file; nothing and no error if it has not changed.
+func (f *listFile) read() ([]control.PrefixList, error) {
+	info, err := os.Stat(f.path)
+	if err != nil || f.seen != nil && os.SameFile(f.seen, info) && f.seen.ModTime().Equal(info.ModTime()) && f.seen.Size() == info.Size() {
+		return nil, err
+	}
+	text, err := os.ReadFile(f.path)
+	if err != nil {
+		return nil, err
+	}
+	lists, err := control.ParsePrefixLists(strings.NewReader(string(text)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.path, err)
+	}
+	f.seen = info
+	if lists == nil {
+		lists = []control.PrefixList{} // an empty file is one that was read
+	}
+	return lists, nil
+}
+
+// takeLists puts the lists in force if the file has changed.
+func (s *served) takeLists() error {
+	lists, err := s.lists.read()
+	if err == nil && lists != nil {
+		s.service.UsePrefixLists(lists)
+		s.log.Info("prefix lists are read", "file", s.lists.path, "lists", len(lists))
+	}
+	return err
+}
