@@ -14,6 +14,7 @@ var layers = map[string][]string{
 	"":                    nil,
 	"audit":               nil,
 	"fence":               nil,
+	"fence/nft":           {"fence"},
 	"block":               nil,
 	"ca":                  nil,
 	"capture":             {"block", "capture/bpf", "internal/loop"},

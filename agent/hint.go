@@ -132,6 +132,8 @@ func networkHint(err error, replication bool) string {
 		return "the name does not resolve: check --endpoint and this machine's DNS"
 	case errors.Is(err, unix.ECONNREFUSED):
 		return "nothing listens there: " + open
+	case errors.Is(err, unix.ECONNRESET):
+		return "it was reset at once: a security group of the service may not let this address in (on its side, aws ec2 describe-security-groups); or else " + open
 	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer: " + open
 	case errors.Is(err, capture.ErrBadDevice):

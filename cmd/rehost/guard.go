@@ -12,11 +12,13 @@ import (
 
 	"rehost/control"
 	"rehost/fence"
+	"rehost/fence/nft"
 )
 
 // FenceFlags say how it is decided who may connect; who may, the security groups do.
 type FenceFlags struct {
 	ProxyProtocolFrom []peers `help:"Addresses or CIDRs of proxies, whose connections must begin with a PROXY header (version 1 or 2) and count for the address in it. Nobody else's header is believed." placeholder:"ADDRESS"`
+	Firewall          string  `help:"Whether the kernel keeps packets away, too: none, or nftables, in a table of its own for each port (rehost-PORT)." default:"none" enum:"none,nftables"`
 }
 
 // peers are addresses as flags have them: one, or a CIDR of them.
@@ -37,10 +39,22 @@ func (p *peers) UnmarshalText(text []byte) error {
 }
 
 // options adds what the flags say to the options of a fence around a listener.
-func (f FenceFlags) options(_ net.Listener, o fence.Options) (fence.Options, error) {
+func (f FenceFlags) options(l net.Listener, o fence.Options) (fence.Options, error) {
 	for _, p := range f.ProxyProtocolFrom {
 		o.Proxies = append(o.Proxies, p.Prefix)
 	}
+	if f.Firewall != "nftables" {
+		return o, nil
+	}
+	at, err := netip.ParseAddrPort(l.Addr().String())
+	if err != nil {
+		return o, err
+	}
+	table, err := nft.Open(at)
+	if err != nil {
+		return o, fmt.Errorf("--firewall nftables: %w", err)
+	}
+	o.Firewall = table
 	return o, nil
 }
 
