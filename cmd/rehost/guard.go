@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -58,17 +59,35 @@ func (f FenceFlags) options(l net.Listener, o fence.Options) (fence.Options, err
 	return o, nil
 }
 
-// guarded listens behind a fence.
+// guarded listens behind a fence that lets this machine itself in.
 func (f FenceFlags) guarded(address string, o fence.Options) (*fence.Listener, error) {
+	o.Local = true
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	if o, err = f.options(l, o); err != nil {
-		l.Close()
-		return nil, err
+	if o, err = f.options(l, o); err == nil {
+		err = apart(o.Proxies, l.Addr())
+	}
+	if err != nil {
+		if o.Firewall != nil {
+			err = errors.Join(err, o.Firewall.Close())
+		}
+		return nil, errors.Join(err, l.Close())
 	}
 	return fence.New(l, o), nil
+}
+
+// apart refuses proxies with the addresses that this machine's own programs call
+// the API from, which send no header.
+func apart(proxies []netip.Prefix, at net.Addr) error {
+	rules := fence.NewRules(proxies)
+	for _, own := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), at.(*net.TCPAddr).AddrPort().Addr()} {
+		if rules.Allows(own) && !own.IsUnspecified() {
+			return fmt.Errorf("--proxy-protocol-from has %v, from which this machine's own programs call the API without a header: have the proxy connect from another address, as 127.0.0.2 (source in HAProxy, proxy_bind in nginx)", own)
+		}
+	}
+	return nil
 }
 
 // portOf is the port of an address to listen at, 0 if the kernel chooses it or

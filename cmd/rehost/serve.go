@@ -207,7 +207,7 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 }
 
 func (s *served) listen(keep func(func() error)) (err error) {
-	if s.listener, err = s.cmd.guarded(s.cmd.Listen, fence.Options{Local: true, Logger: s.log}); err != nil {
+	if s.listener, err = s.cmd.guarded(s.cmd.Listen, fence.Options{Logger: s.log}); err != nil {
 		return err
 	}
 	keep(s.listener.Close)

@@ -40,7 +40,7 @@ type running struct {
 	data    string
 	api     string
 	stdout  lockedBuffer
-	stderr  bytes.Buffer // complete once it has stopped
+	stderr  lockedBuffer // complete once it has stopped
 	stop    func() int
 	root    *x509.Certificate
 	mgn     *mgn.Client // of the administrator, by the official SDK
