@@ -49,7 +49,6 @@ type fenced struct {
 
 func newFenced(t *testing.T, args ...string) *fenced {
 	t.Helper()
-	need(t, "aws")
 	built = true
 	bin, err := programs()
 	if err != nil {
@@ -173,6 +172,7 @@ func (f *fenced) sees(ns, address, want string) {
 // replicates, who is not gets no byte of TLS, who is taken out is cut at once, and
 // comes back when it may again.
 func TestFence(t *testing.T) {
+	need(t, "aws")
 	f := newFenced(t)
 	f.sees(f.outside, replicationAt, portTLS) // the default group
 	f.sees(f.outside, apiAt, portTLS)
@@ -267,6 +267,12 @@ func TestFence_Nftables(t *testing.T) {
 	f.sees(f.outside, apiAt, portSilent)
 	f.sees(f.inside, apiAt, portTLS)
 	f.sees(f.service, "127.0.0.1:8443", portTLS)
+	f.sees(f.outside, "["+outer6+"]:8443", portTLS) // that of IPv6 is a rule of its own
+	six := []string{"GroupId", api, "IpPermissions.1.IpProtocol", "tcp", "IpPermissions.1.FromPort", "8443", "IpPermissions.1.ToPort", "8443", "IpPermissions.1.Ipv6Ranges.1.CidrIpv6"}
+	f.ec2("RevokeSecurityGroupIngress", append(six, "::/0")...)
+	f.sees(f.outside, "["+outer6+"]:8443", portSilent)
+	f.ec2("AuthorizeSecurityGroupIngress", append(six, outside6+"/128")...)
+	f.sees(f.outside, "["+outer6+"]:8443", portTLS)
 	f.sees(f.outside, innerAddress+":22", portRefused) // other ports are nobody's business here
 	f.rule("AuthorizeSecurityGroupIngress", api, "8443", outsideAddress+"/32")
 	f.sees(f.outside, apiAt, portTLS)

@@ -27,6 +27,7 @@ type network struct {
 const (
 	innerAddress, insideAddress  = "10.77.1.1", "10.77.1.2"
 	outerAddress, outsideAddress = "10.77.2.1", "10.77.2.2"
+	outer6, outside6             = "fd77:2::1", "fd77:2::2"
 )
 
 func newNetwork(t *testing.T) *network {
@@ -47,6 +48,8 @@ func newNetwork(t *testing.T) *network {
 	}
 	n.wire(n.inside, "inside", innerAddress, insideAddress)
 	n.wire(n.outside, "outside", outerAddress, outsideAddress)
+	n.ip("-n", n.service, "address", "add", outer6+"/64", "dev", "outside", "nodad")
+	n.ip("-n", n.outside, "address", "add", outside6+"/64", "dev", "eth0", "nodad")
 	n.ip("-n", n.outside, "route", "add", "default", "via", outerAddress)
 	return n
 }

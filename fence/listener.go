@@ -114,6 +114,11 @@ func (l *Listener) Use(r *Rules) error {
 	if l.options.Firewall == nil {
 		return nil
 	}
+	select {
+	case <-l.done:
+		return nil // and the firewall is gone
+	default:
+	}
 	return l.options.Firewall.Allow(NewRules(slices.Concat(r.Prefixes(), l.proxies.Prefixes())).Prefixes())
 }
 

@@ -54,6 +54,7 @@ type replicator struct {
 	fence    *fence.Listener
 	revision *int64 // of the last answer to associate; of poll alone
 	allowed  string // digest of who may connect; of poll alone
+	unwalled string // why the firewall is not as it should be; of poll alone
 
 	mu      sync.Mutex
 	pending map[string]*formgn.NotifyAgentReplicationProgressForMgnRequest // guarded by mu: not delivered yet, by source server
@@ -210,9 +211,13 @@ func (r *replicator) guard(digest string, addresses []string) error {
 		prefixes = append(prefixes, p)
 	}
 	if err := r.fence.Use(fence.NewRules(prefixes)); err != nil {
-		r.log.Error("the firewall is not as the security groups say; the listener is", "err", err)
+		if text := err.Error(); text != r.unwalled {
+			r.unwalled = text
+			r.log.Error("the firewall is not as the security groups say; the listener is", "err", err)
+		}
+		return nil // and it is tried again with the next answer
 	}
-	r.allowed = digest
+	r.allowed, r.unwalled = digest, ""
 	r.log.Info("security groups: who may connect", "prefixes", len(prefixes))
 	return nil
 }
