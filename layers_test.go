@@ -19,6 +19,7 @@ var layers = map[string][]string{
 	"ca":                  nil,
 	"capture":             {"block", "capture/bpf", "internal/loop"},
 	"capture/bpf":         nil,
+	"capture/freeze":      nil,
 	"wire":                {"block", "ca"},
 	"store":               {"block"},
 	"receive":             {"block", "wire", "store", "ca"},
@@ -39,10 +40,10 @@ var layers = map[string][]string{
 	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
 	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch"},
-	"agent":               {"block", "ca", "capture", "capture/bpf", "wire", "awsapi", "awsapi/formgn"},
+	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "awsapi", "awsapi/formgn"},
 	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together
-	"cmd/rehost-agent":    {"agent"},
+	"cmd/rehost-agent":    {"agent", "capture/freeze"},
 	"internal/fault":      {"block", "internal/loop"},
 	"internal/loop":       nil,
 	"internal/sshd":       nil,
@@ -60,7 +61,7 @@ var layers = map[string][]string{
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "capture/freeze", "internal/loop", "wire", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()

@@ -23,6 +23,7 @@ type cli struct {
 	Status    statusCommand    `cmd:"" help:"Show what the agent does."`
 	Rescan    rescanCommand    `cmd:"" help:"Compare all disks with the replica, and send what differs."`
 	Limit     limitCommand     `cmd:"" help:"Change what the agent may take of this machine."`
+	Freezer   freezerCommand   `cmd:"" help:"Be the freezer: what the service manager or the agent starts."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
 	Version   kong.VersionFlag `help:"Print the version."`
 }
