@@ -38,6 +38,9 @@ type Options struct {
 	Progress int64         // bytes of the first copy made durable at a time; 0: DefaultProgress
 	Log      *slog.Logger  // nil: none
 
+	Freezer     Freezer       // of file systems, for a round where none settles; nil: they are never frozen
+	FreezeAfter time.Duration // without a point for so long; 0: DefaultFreezeAfter
+
 	// Pins is a directory in a BPF file system in which tracking outlives this
 	// process: an engine that is opened there later, for the same disks and the same
 	// Replica, goes on where this one was, however it ended. "": it does not.
@@ -64,6 +67,7 @@ type Engine struct {
 	pacer   *pacer  // of bulk reading; nil: it is not held back
 	survey  *survey // of free space; nil: there is none
 	cpu     *allowance
+	brake   brake
 	workers int
 	buffers [][]byte
 	log     *slog.Logger
@@ -187,7 +191,8 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 		disks: o.Disks, layout: l, tracker: t, log: o.Log,
 		workers: o.Readers, pause: o.Pause, idle: o.Idle, deadline: o.Deadline, progress: o.Progress,
 		chunk: block.ChunkBlocks, now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
-		cpu: &allowance{used: processTime, now: time.Now},
+		cpu:   &allowance{used: processTime, now: time.Now},
+		brake: brake{freezer: o.Freezer, after: o.FreezeAfter, most: freezeMost, room: heldMost},
 	}
 	e.codec = newCodec(func() time.Time { return e.now() })
 	e.compare, _ = t.(comparer)
@@ -197,7 +202,7 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 	if e.workers == 0 {
 		e.workers = min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
 	}
-	for d, v := range map[*time.Duration]time.Duration{&e.pause: DefaultPause, &e.idle: DefaultIdle, &e.deadline: DefaultDeadline} {
+	for d, v := range map[*time.Duration]time.Duration{&e.pause: DefaultPause, &e.idle: DefaultIdle, &e.deadline: DefaultDeadline, &e.brake.after: DefaultFreezeAfter} {
 		if *d == 0 {
 			*d = v
 		}
@@ -236,23 +241,23 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 	}
 	ep.comparer = e.comparable(sink, last)
 	e.next = e.pause
+	e.brake.putOff(e.now())
 	if e.suspect {
 		if err := e.mistrust(ctx, ep, &AuditError{Disk: -1, Reason: "an audit failed, and the points in doubt could not be withdrawn then"}); err != nil {
 			return err
 		}
 	}
 	for {
+		asleep := e.now()
 		if err := e.waitResumed(ctx); err != nil {
 			return err
 		}
 		if err := e.checkSizes(); err != nil {
 			return err
 		}
-		began, bulk := e.now(), !e.synced || e.foreign != nil
-		settled, err := e.round(ctx, ep)
-		if err == nil && !bulk {
-			e.status.lasted(e.now().Sub(began))
-		}
+		began := e.now()
+		e.brake.at = e.brake.at.Add(began.Sub(asleep)) // a pause is no load
+		settled, err := e.attempt(ctx, ep)
 		var audit *AuditError
 		switch {
 		case errors.As(err, &audit):
@@ -406,7 +411,9 @@ func (e *Engine) commit(ctx context.Context, ep *epoch, flags block.Flags) error
 		e.clean = ep.point.Seq
 		e.doubt.clear()
 	}
-	e.synced = e.synced || flags.Has(block.Consistent)
+	if e.synced = e.synced || flags.Has(block.Consistent); flags.Has(block.Consistent) {
+		e.brake.putOff(e.now())
+	}
 	e.status.committed(e, ep.point, flags)
 	e.keep()
 	e.staged.settle(e.todo, e.unread.set)

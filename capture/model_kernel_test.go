@@ -57,6 +57,9 @@ func (m *model) step(i int) {
 	}
 	switch q.state {
 	case queued: // the issue program begins: it reads the generation
+		if m.held(q) {
+			return
+		}
 		if !q.began {
 			q.began, m.writes[q.id].issued = true, m.now
 		}
@@ -328,7 +331,7 @@ func (m *model) conflict(disk, first, n int) bool {
 func (m *model) Conflict(disk int, first, n uint64) bool {
 	m.yield()
 	switch {
-	case m.v.noConflictTest:
+	case m.v.noConflictTest, m.v.believes && m.believed:
 		return false
 	case m.v.conflictFirst:
 		return m.asked

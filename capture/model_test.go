@@ -94,7 +94,9 @@ type model struct {
 	record    int32
 	slow      float64
 	fs        [modelDisks]*modelFS
-	deaf      bool // nothing tracks yet
+	deaf      bool  // nothing tracks yet
+	holding   int64 // until then file systems are frozen
+	believed  bool  // the engine believes that they are
 
 	// What is pinned, and what of it was written down.
 	owes     []uint64
@@ -126,6 +128,7 @@ type model struct {
 	progress int
 	kills    int
 	reboots  int
+	freezes  int
 	left     int // blocks left out
 	excused  int
 	bad      string
@@ -210,6 +213,9 @@ func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop 
 	e := newEngine(Options{Disks: disks, Readers: 1, Progress: 7 * block.Size}, newLayout(disks, 0), m)
 	if e.read, e.chunk = m.read, 1; m.v.frees {
 		e.free = m.free
+	}
+	if m.v.freezes {
+		e.brake = brake{freezer: modelFreezer{m}, most: time.Hour, room: int64(m.r.IntN(9)) * block.Size} // whenever a round does not settle
 	}
 	e.now = func() time.Time { return time.UnixMilli(50 * m.now) }
 	e.sleep = func(context.Context, time.Duration) error {
@@ -345,11 +351,11 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				n *= 30 // and fewer, as soon as it is caught
 			}
-			points, progress, failures, kills, reboots, excused, left, done := 0, 0, 0, 0, 0, 0, 0, int64(0)
+			points, progress, failures, kills, reboots, excused, left, freezes, done := 0, 0, 0, 0, 0, 0, 0, 0, int64(0)
 			for seed := from; seed < from+n; seed++ {
 				m := simulate(v, seed, steps)
 				points, progress, kills, excused, done = points+m.points, progress+m.progress, kills+m.kills, excused+m.excused, done+m.now
-				failures, reboots, left = failures+m.failures, reboots+m.reboots, left+m.left
+				failures, reboots, left, freezes = failures+m.failures, reboots+m.reboots, left+m.left, freezes+m.freezes
 				if m.bad == "" {
 					continue
 				}
@@ -362,9 +368,12 @@ func TestModel(t *testing.T) {
 			if v.mutant {
 				t.Fatalf("not caught by seeds %d to %d", from, from+n-1)
 			}
-			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d failed reads, %d kills, %d reboots, %d wrong points excused, %d blocks left out", from, from+n-1, done, points, progress, failures, kills, reboots, excused, left)
+			t.Logf("seeds %d to %d: %d steps, %d points, %d commits of progress, %d failed reads, %d kills, %d reboots, %d wrong points excused, %d blocks left out, %d freezes", from, from+n-1, done, points, progress, failures, kills, reboots, excused, left, freezes)
 			if v.frees && left == 0 && !raceEnabled {
 				t.Fatal("no block was ever left out: the model tests nothing")
+			}
+			if v.freezes && freezes == 0 && n > 10 {
+				t.Fatal("nothing was ever frozen: the model tests nothing")
 			}
 			if points < int(n) && !raceEnabled {
 				t.Fatalf("only %d points: the model tests nothing", points)

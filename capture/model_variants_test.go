@@ -37,6 +37,8 @@ type variant struct {
 	ignoreHeld, strikeWordwide bool
 	takeBetween                bool
 
+	freezes, believes bool // file systems are frozen; that is taken for proof
+
 	mutant bool
 }
 
@@ -85,6 +87,10 @@ var variants = []variant{
 	{name: "M writes to what was left out ignored", frees: true, ignoreHeld: true, mutant: true},
 	{name: "M changes taken between the map and the strike", frees: true, takeBetween: true, mutant: true},
 	{name: "M whole words left out", frees: true, strikeWordwide: true, mutant: true},
+	{name: "freezes", freezes: true, requeue: .02, lostComplete: .02},
+	{name: "freezes, kills and audits that fail", freezes: true, crashes: true, audits: true, lostIssue: .1},
+	{name: "freezes, kills and reads that fail", freezes: true, failing: .01, crashes: true, there: true, rollback: .1},
+	{name: "M a freeze is taken for proof", freezes: true, believes: true, mutant: true},
 	{name: "M no conflict test", noConflictTest: true, mutant: true},
 	{name: "M conflict test before the read", conflictFirst: true, mutant: true},
 	{name: "M filter marked after the data landed", markLate: true, mutant: true},

@@ -28,6 +28,7 @@ type epoch struct {
 	point    block.Point
 	runs     atomic.Uint64 // put so far
 	bytes    atomic.Int64  // payload put so far
+	still    *still        // while file systems are frozen
 }
 
 // A piece is what a reader takes: granules one behind the other.
@@ -61,6 +62,10 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 	e.conflicts.Store(0)
 	e.unread.begin(e)
 	e.status.beginRound(e)
+	if ep.still != nil {
+		ep.still.weigh(e)
+	}
+	began := e.now()
 	for e.todo.count > 0 {
 		if err := e.drain(ctx, ep); err != nil {
 			return false, err
@@ -71,6 +76,7 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 			}
 		}
 	}
+	e.brake.last = e.brake.speed.since(e.now().Sub(began))
 	if n, err := e.tracker.Skipped(); err != nil {
 		return false, err
 	} else if n != skipped { // a write that nobody saw begin may have been read
@@ -198,8 +204,10 @@ func (e *Engine) hotPieces() (out []piece) {
 
 func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) error {
 	for {
-		if err := e.waitResumed(ctx); err != nil {
-			return err
+		if ep.still == nil { // programs do not wait for a pause
+			if err := e.waitResumed(ctx); err != nil {
+				return err
+			}
 		}
 		p, ok := l.take()
 		if !ok {
@@ -228,9 +236,11 @@ func (e *Engine) reader(ctx context.Context, ep *epoch, l *leg, buf []byte) erro
 func (e *Engine) readRun(disk int, first, n uint64, buf []byte) ([]byte, error) {
 	x := e.layout.extent(disk, first, n)
 	data := buf[:x.Bytes()]
+	began := e.now()
 	if err := e.read(disk, x, data); err != nil {
 		return nil, err
 	}
+	e.brake.speed.add(x.Bytes(), e.now().Sub(began))
 	if e.tracker.Conflict(disk, first, n) {
 		e.conflict(disk, first, n)
 	}
@@ -280,7 +290,9 @@ func (e *Engine) copyPiece(ctx context.Context, ep *epoch, p piece, buf []byte) 
 		}
 		most = min(2*most, longest)
 		e.status.read(p.disk, x.Bytes())
-		if e.compare == nil || !e.compare.same(p.disk, p.first, n, data) {
+		switch {
+		case ep.still != nil && ep.still.keep(p.disk, p.first, n, data):
+		case e.compare == nil || !e.compare.same(p.disk, p.first, n, data):
 			run := e.codec.encode(x, data, *scratch)
 			switch {
 			case run.Codec != block.Zero:

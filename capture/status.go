@@ -72,6 +72,9 @@ type Status struct {
 	Retractions               uint64        // audits that failed
 	Withdrawn                 uint64        // acknowledged epochs that they took back
 	LongestRound              time.Duration // from its instant to its end, once the first copy was over
+	Freezes                   uint64        // of file systems, since the engine was opened
+	LongestFreeze             time.Duration // of these
+	Outrun                    string        // why no point comes, while the state is NotConverging
 	LastAudit                 string        // the last audit that failed, if any
 	Audited                   block.Seq     // the last point under an audit that was clean for every disk
 }
@@ -98,6 +101,9 @@ type status struct {
 	retracts   uint64
 	withdrawn  uint64
 	longest    time.Duration
+	freezes    uint64
+	frozen     time.Duration // at most, by one freeze
+	unfrozen   string        // why file systems are not frozen, or were in vain
 	audit      string
 	audited    block.Seq
 	synced     bool
@@ -119,7 +125,7 @@ func (s *status) init(e *Engine) {
 func (s *status) began() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running, s.err, s.lastTry = true, nil, time.Now()
+	s.running, s.err, s.lastTry, s.unfrozen = true, nil, time.Now(), ""
 }
 
 func (s *status) ended(err error) {
@@ -238,7 +244,7 @@ func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 	}
 	s.audited = e.clean
 	if flags.Has(block.Consistent) {
-		s.point, s.lastTry, s.synced, s.rescan = p, time.Now(), true, false
+		s.point, s.lastTry, s.synced, s.rescan, s.unfrozen = p, time.Now(), true, false, ""
 		s.epochs++
 	}
 }
@@ -255,6 +261,35 @@ func (s *status) withdrew(n uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.withdrawn += n
+}
+
+// froze says that file systems were frozen for so long.
+func (s *status) froze(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.freezes++
+	s.frozen = max(s.frozen, d)
+}
+
+// cannotFreeze says why they are not, or why that did not help.
+func (s *status) cannotFreeze(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unfrozen = why
+}
+
+// outrun says why no point comes.
+func (e *Engine) outrun(unfrozen string) string {
+	text := "programs write faster than the disks can be read and sent"
+	switch {
+	case e.compare != nil:
+		return "the disks are written to all the time, and compared: there is a point only where nothing is written for as long as reading them takes"
+	case e.brake.freezer == nil:
+		return text + "; file systems are not frozen, since that is not allowed"
+	case unfrozen != "":
+		return text + "; file systems are not frozen: " + unfrozen
+	}
+	return text
 }
 
 func (s *status) mistrusted(a *AuditError) {
@@ -295,7 +330,7 @@ func (e *Engine) Status() Status {
 		Err: s.err, Point: s.point, Lag: lag(now, s.point.Time),
 		BytesRead: s.bytesRead.Load(), SentSize: s.bytesSent.Load(),
 		Epochs: s.epochs, Rounds: s.rounds, Conflicts: s.conflicts, Retractions: s.retracts, Withdrawn: s.withdrawn, LongestRound: s.longest,
-		LastAudit: s.audit, Audited: s.audited, FreeAreas: s.freeAreas,
+		Freezes: s.freezes, LongestFreeze: s.frozen, LastAudit: s.audit, Audited: s.audited, FreeAreas: s.freeAreas,
 	}
 	out.Method, out.Reason = e.tracker.Method()
 	if k, ok := e.tracker.(interface{ keeps() string }); ok {
@@ -335,7 +370,7 @@ func (e *Engine) Status() Status {
 	case !s.synced:
 		out.State = InitialSync
 	case now.Sub(s.lastTry) > e.deadline:
-		out.State = NotConverging
+		out.State, out.Outrun = NotConverging, e.outrun(s.unfrozen)
 	case now.Sub(s.lastTry) > 10*e.idle:
 		out.State = Backlog
 	default:
