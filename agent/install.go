@@ -19,6 +19,7 @@ import (
 	"rehost/ca"
 	"rehost/capture"
 	"rehost/capture/bpf"
+	"rehost/capture/freeze"
 )
 
 // A Prompter asks whoever installs for what is missing.
@@ -44,11 +45,13 @@ type InstallOptions struct {
 	Tags           map[string]string
 	UserProvidedID string
 	NoReplication  bool
-	AutoReplicate  bool   // disks that come later are replicated too
-	CopyFree       bool   // copy also what no file system has in use
-	Service        string // one of the Service constants; "" is what the machine has
-	BPFFS          string // where the BPF file system is mounted; "" is /sys/fs/bpf
-	Limits         Limits // what the agent holds itself to
+	AutoReplicate  bool          // disks that come later are replicated too
+	CopyFree       bool          // copy also what no file system has in use
+	Service        string        // one of the Service constants; "" is what the machine has
+	BPFFS          string        // where the BPF file system is mounted; "" is /sys/fs/bpf
+	Limits         Limits        // what the agent holds itself to
+	NoFreeze       bool          // never freeze file systems
+	FreezeAfter    time.Duration // so long without a point; 0 is capture.DefaultFreezeAfter
 
 	Machine Machine
 	System  capture.System
@@ -136,6 +139,9 @@ func (o *InstallOptions) complete() (err error) {
 		if systemdRuns() {
 			o.Service = ServiceSystemd
 		}
+	}
+	if o.FreezeAfter != 0 && o.FreezeAfter < freeze.DefaultEvery {
+		return fmt.Errorf("--freeze-after must be %v or more; with --no-freeze nothing is ever frozen", freeze.DefaultEvery)
 	}
 	if o.ForceVolumes && o.Prompt != nil {
 		return errors.New("--force-volumes is only for an installation with --no-prompt")
@@ -273,7 +279,7 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, NoFreeze: o.NoFreeze, FreezeAfter: o.FreezeAfter.Seconds(), Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
 	}, out, nil
 }
 

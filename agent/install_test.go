@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"rehost/awsapi/formgn"
 	"rehost/ca"
 	"rehost/capture"
+	"rehost/capture/freeze"
 )
 
 // TestInstall_Program drives the real program: it installs with the key in the
@@ -70,11 +72,11 @@ func TestInstall_Program(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Log("\n" + out)
-	if out, err = run(append(install, "--no-skip-free-space")...); err != nil || !strings.Contains(out, "knew this machine already") {
+	if out, err = run(append(install, "--no-skip-free-space", "--freeze-after", "90s", "--no-freeze")...); err != nil || !strings.Contains(out, "knew this machine already") {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if c := mustConfig(t, w.state); !c.CopyFree {
-		t.Errorf("free space is skipped, though it was said not to: %+v", c)
+	if c := mustConfig(t, w.state); !c.CopyFree || !c.NoFreeze || c.FreezeAfter != 90 {
+		t.Errorf("free space is skipped, or something may be frozen, though it was said not to: %+v", c)
 	}
 	second := stateDir(w.state).running()
 	if second == 0 || second == first {
@@ -205,6 +207,7 @@ func TestInstall_Refused(t *testing.T) {
 		"NoDevice":         {func(o *InstallOptions) { o.Devices = []string{"/dev/nothing-here"} }, "no such device", "lsblk"},
 		"NotADevice":       {func(o *InstallOptions) { o.Devices = []string{file} }, "not a block device", "lsblk"},
 		"ForcedNone":       {func(o *InstallOptions) { o.Devices = nil }, "--force-volumes", ""},
+		"FreezeAtOnce":     {func(o *InstallOptions) { o.FreezeAfter = 9 * time.Second }, "--freeze-after", ""},
 		"ForcedAndAsked":   {func(o *InstallOptions) { o.Prompt = answers{} }, "--no-prompt", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -364,15 +367,30 @@ func TestStatus_Print(t *testing.T) {
 	var b bytes.Buffer
 	s := Status{SourceServerID: serverID, Running: true, PID: 7, Time: time.Now(), State: "INITIAL_SYNC", Disks: []DiskLine{{Name: "/dev/sda", Size: 4 << 30, Replicated: 1 << 30}},
 		CPU: 17, CPULimit: 20, Consistency: &Consistency{Points: 9, Rounds: 12, Conflicts: 3, Withdrawn: 2, LongestRound: 1.5, LastAudit: "4096 bytes unseen"},
-		NotReplicated: []SpareDisk{{Name: "/dev/sdb", Size: 1 << 30, New: true}, {Name: "/dev/pmem0", Size: 1 << 30, Reason: "DAX"}}}
+		NotReplicated: []SpareDisk{{Name: "/dev/sdb", Size: 1 << 30, New: true}, {Name: "/dev/pmem0", Size: 1 << 30, Reason: "DAX"}},
+		Outrun:        "programs write faster", Freezes: 3, LongestFreeze: 81.4}
 	if err := s.Print(&b); err != nil || !strings.Contains(b.String(), "[#######.......................]  25.0 %  1.0 GiB of 4.0 GiB") {
 		t.Errorf("%v:\n%s", err, b.String())
 	}
 	for _, want := range []string{"/dev/sdb       not replicated (1.0 GiB), new since the installation", "/dev/pmem0     not replicated (1.0 GiB): DAX",
-		"17 % of one, bulk work held to 20 %", "9 in 12 rounds, 3 conflicts, the longest round 1.5s", "2 WITHDRAWN: 4096 bytes unseen"} {
+		"17 % of one, bulk work held to 20 %", "9 in 12 rounds, 3 conflicts, the longest round 1.5s", "2 WITHDRAWN: 4096 bytes unseen",
+		"NO NEWER POINT comes: programs write faster", outrunHint, "3, the longest of 81 ms"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("does not say %q:\n%s", want, b.String())
 		}
+	}
+}
+
+// TestAgent_Freezer: file systems may be frozen unless who installed has said otherwise.
+func TestAgent_Freezer(t *testing.T) {
+	program := []string{"rehost-agent", "freezer"}
+	a := agent{options: RunOptions{Freezer: program}}
+	if c, ok := a.freezer().(*freeze.Client); !ok || !slices.Equal(c.Program, program) {
+		t.Errorf("got %+v", a.freezer())
+	}
+	a.config.NoFreeze = true
+	if f := a.freezer(); f != nil {
+		t.Errorf("got %+v, want nobody", f)
 	}
 }
 

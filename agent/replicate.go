@@ -14,6 +14,7 @@ import (
 	"rehost/block"
 	"rehost/ca"
 	"rehost/capture"
+	"rehost/capture/freeze"
 	"rehost/wire"
 )
 
@@ -385,7 +386,16 @@ func (a *agent) openCapture(ctx context.Context, p pairing) (engine, error) {
 	for i := range disks {
 		disks[i].Size = p.Disks[i].Size // a disk that is smaller by now is found out by the engine
 	}
-	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.dir.pins(a.config), Replica: a.config.SourceServerID, CopyFree: a.config.CopyFree})
+	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.dir.pins(a.config), Replica: a.config.SourceServerID, CopyFree: a.config.CopyFree,
+		Freezer: a.freezer(), FreezeAfter: time.Duration(a.config.FreezeAfter * float64(time.Second))})
+}
+
+// freezer is who freezes file systems; nil is nobody.
+func (a *agent) freezer() capture.Freezer {
+	if a.config.NoFreeze {
+		return nil
+	}
+	return &freeze.Client{Program: a.options.Freezer}
 }
 
 // endCapture ends the tracking that outlives the agent.

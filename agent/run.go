@@ -33,6 +33,7 @@ type RunOptions struct {
 	StateDir string       // "" is DefaultStateDir
 	Machine  Machine      // whose identity is looked at
 	Log      *slog.Logger // nil is slog.Default()
+	Freezer  []string     // a program that freezes file systems, started where none listens (freeze.Client)
 
 	poll, report time.Duration // between questions and reports; 0 is the default
 	look         time.Duration // between looks for disks that have come

@@ -64,11 +64,13 @@ type Config struct {
 	Disks          []Device  `json:"disks"`            // chosen for replication
 	Forced         bool      `json:"forced,omitempty"` // nothing but Disks is looked for
 	NoReplication  bool      `json:"noReplication,omitempty"`
-	Known          []Device  `json:"known,omitempty"`         // all disks that were there, chosen or not
-	AutoReplicate  bool      `json:"autoReplicate,omitempty"` // what comes besides is replicated too
-	CopyFree       bool      `json:"copyFree,omitempty"`      // free space too
-	Service        string    `json:"service"`                 // systemd, detached or none
-	BPFFS          string    `json:"bpffs,omitempty"`         // where the BPF file system is; "" is defaultBPFFS
+	Known          []Device  `json:"known,omitempty"`              // all disks that were there, chosen or not
+	AutoReplicate  bool      `json:"autoReplicate,omitempty"`      // what comes besides is replicated too
+	CopyFree       bool      `json:"copyFree,omitempty"`           // free space too
+	NoFreeze       bool      `json:"noFreeze,omitempty"`           // file systems are never frozen
+	FreezeAfter    float64   `json:"freezeAfterSeconds,omitempty"` // without a point; 0 is capture.DefaultFreezeAfter
+	Service        string    `json:"service"`                      // systemd, detached or none
+	BPFFS          string    `json:"bpffs,omitempty"`              // where the BPF file system is; "" is defaultBPFFS
 	Installed      time.Time `json:"installed"`
 }
 

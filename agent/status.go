@@ -52,6 +52,10 @@ type Status struct {
 
 	Consistency *Consistency `json:"consistency,omitempty"`
 
+	Outrun        string  `json:"outrun,omitempty"` // why no point comes
+	Freezes       uint64  `json:"freezes"`          // of file systems, since the disks are tracked
+	LongestFreeze float64 `json:"longestFreezeMs,omitempty"`
+
 	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
 	Renewal         string    `json:"renewal,omitempty"` // why the certificate is not renewed
 }
@@ -177,6 +181,10 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	if s.LastPoint != nil {
 		line("Last point", "%s, at %s, lag %s", s.LastPoint.Seq, s.LastPoint.Time.UTC().Format(time.RFC3339), time.Duration(s.Lag*float64(time.Second)).Round(time.Millisecond))
 	}
+	if s.Outrun != "" {
+		line("", "NO NEWER POINT comes: %s", s.Outrun)
+		line("", "%s", outrunHint)
+	}
 	if c := s.Consistency; c != nil {
 		line("Points", "%d in %d rounds, %d conflicts, the longest round %s", c.Points, c.Rounds, c.Conflicts,
 			time.Duration(c.LongestRound*float64(time.Second)).Round(time.Millisecond))
@@ -184,7 +192,13 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 			line("", "%d WITHDRAWN: %s", c.Withdrawn, c.LastAudit)
 		}
 	}
+	if s.Freezes > 0 {
+		line("Freezes", "%d, the longest of %.0f ms", s.Freezes, s.LongestFreeze)
+	}
 }
+
+// outrunHint is what a person can do about a load that is too heavy.
+const outrunHint = "data goes on to be sent; points come again when programs write less, with more bandwidth, or where file systems may be frozen (install without --no-freeze)"
 
 func bar(done, total int64, width int) string {
 	share := 0.0
@@ -260,6 +274,7 @@ func (a *agent) status() Status {
 	s.CPU, s.CPULimit = 100*c.CPURate, 100*c.CPULimit
 	s.Consistency = &Consistency{Points: c.Epochs, Rounds: c.Rounds, Conflicts: c.Conflicts, Withdrawn: c.Withdrawn,
 		LongestRound: c.LongestRound.Seconds(), LastAudit: c.LastAudit}
+	s.Outrun, s.Freezes, s.LongestFreeze = c.Outrun, c.Freezes, float64(c.LongestFreeze)/1e6
 	if !c.Point.Seq.IsZero() {
 		s.LastPoint = &c.Point
 	}

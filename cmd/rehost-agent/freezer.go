@@ -42,6 +42,11 @@ func (c *freezerCommand) Run() error {
 	})
 }
 
+// ownFreezer is this program as a freezer of one connection.
+func ownFreezer() []string {
+	return []string{"/proc/self/exe", "freezer", "--fd", strconv.Itoa(freeze.ChildFD)}
+}
+
 func userID(name string) (int, error) {
 	if name == "" {
 		return 0, nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,9 @@ type installCommand struct {
 	UserProvidedID string            `name:"user-provided-id" help:"An id of your own for this machine; it cannot be changed later." placeholder:"ID"`
 	NoReplication  bool              `help:"Install only; replication is started by the service later."`
 
+	NoFreeze    bool          `help:"Never freeze file systems. Without: where programs write faster than the disks can be read, for two seconds at most."`
+	FreezeAfter time.Duration `help:"Freeze after so long without a recovery point." default:"60s"`
+
 	NoSkipFreeSpace bool `help:"Copy also what no file system has in use: freed blocks, swap, gaps between partitions."`
 
 	CPULimit float64 `name:"cpu-limit" help:"What the first copy and comparing may take, in percent of one processor; 0 is no limit. rehost-agent limit changes it." placeholder:"PERCENT"`
@@ -51,7 +55,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, BPFFS: c.BPFFS, Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, NoFreeze: c.NoFreeze, FreezeAfter: c.FreezeAfter, BPFFS: c.BPFFS, Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone

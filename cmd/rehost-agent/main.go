@@ -84,7 +84,7 @@ func (c *runCommand) Run(ctx context.Context) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	err := agent.Run(ctx, agent.RunOptions{StateDir: c.StateDir, Log: log})
+	err := agent.Run(ctx, agent.RunOptions{StateDir: c.StateDir, Log: log, Freezer: ownFreezer()})
 	if errors.Is(err, agent.ErrCopied) || errors.Is(err, agent.ErrUninstalled) || errors.Is(err, agent.ErrRunning) {
 		log.Warn(err.Error(), "hint", agent.Hint(err))
 		return nil
