@@ -64,7 +64,8 @@ func (b *bench) aged(ctx context.Context, name, disk string, load *exec.Cmd) (s 
 	b.figures[name+"_p50_ms"] = percentile(s.Ages, 50)
 	b.figures[name+"_p99_ms"] = percentile(s.Ages, 99)
 	b.figures[name+"_cpu_pct"] = s.CPUSeconds / s.Seconds * 100
-	b.notes = append(b.notes, fmt.Sprintf("%s: %s, %d epochs and %d conflicts in %.0f s", name, s.Method, s.Epochs, s.Conflicts, s.Seconds))
+	b.notes = append(b.notes, fmt.Sprintf("%s: %s, %d epochs, %d conflicts and %d freezes in %.0f s", name, s.Method, s.Epochs, s.Conflicts, s.Freezes, s.Seconds))
+	b.figures["freezes"] += float64(s.Freezes)
 	return s, out.String(), nil
 }
 

@@ -9,11 +9,14 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"rehost/capture"
+	"rehost/capture/freeze"
 	"rehost/e2e/road"
 )
 
@@ -58,6 +61,7 @@ type sent struct {
 	States      []turn    // likewise
 	Epochs      uint64
 	Conflicts   uint64
+	Freezes     uint64
 	MaxRSSMiB   float64
 	CPUSeconds  float64 // of the time after the first point
 	Seconds     float64 // that time
@@ -80,7 +84,12 @@ func sender(ctx context.Context, dir, address string, watch time.Duration, paths
 	if err != nil {
 		return err
 	}
-	engine, err := capture.Open(ctx, capture.Options{Disks: disks})
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	freezer := []string{filepath.Join(filepath.Dir(self), "rehost-agent"), "freezer", "--fd", strconv.Itoa(freeze.ChildFD)}
+	engine, err := capture.Open(ctx, capture.Options{Disks: disks, Freezer: &freeze.Client{Program: freezer}})
 	if err != nil {
 		return err
 	}
@@ -126,7 +135,7 @@ func observe(engine *capture.Engine, start time.Time, watch time.Duration, ended
 			first, s.CopySeconds, s.Method, cpu = time.Now(), time.Since(start).Seconds(), string(st.Method), cpuSeconds()
 			fmt.Fprintln(os.Stderr, "ready")
 		case watch >= 0 && time.Since(first) >= watch:
-			s.Epochs, s.Conflicts, s.Seconds, s.CPUSeconds = st.Epochs, st.Conflicts, time.Since(first).Seconds(), cpuSeconds()-cpu
+			s.Epochs, s.Conflicts, s.Freezes, s.Seconds, s.CPUSeconds = st.Epochs, st.Conflicts, st.Freezes, time.Since(first).Seconds(), cpuSeconds()-cpu
 			s.MaxRSSMiB = maxRSS()
 			return s, nil
 		case time.Since(first) > time.Second: // the load needs a moment to begin
