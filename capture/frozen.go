@@ -21,7 +21,8 @@ import (
 const DefaultFreezeAfter = time.Minute
 
 const (
-	freezeMost  = 2 * time.Second // asked of the freezer
+	freezeMost  = 2 * time.Second  // asked of the freezer
+	syncWithin  = 10 * time.Second // before it
 	heldMost    = 32 << 20
 	approaches  = 4       // rounds in which what a sync has written is read, before a freeze
 	slowestRead = 1 << 20 // bytes a second, taken for as long as nothing was measured
@@ -125,7 +126,9 @@ func tooMuch(n int64, t, most time.Duration) error {
 // no error of the engine: it is said, and data goes on to flow.
 func (e *Engine) standstill(ctx context.Context, ep *epoch) (settled bool, err error) {
 	b := &e.brake
-	if err := b.freezer.Prepare(ctx, e.numbers()); err != nil {
+	brief, cancel := context.WithTimeoutCause(ctx, syncWithin, fmt.Errorf("syncing them takes longer than %v", syncWithin)) // data is to go on to flow
+	defer cancel()
+	if err := b.freezer.Prepare(brief, e.numbers()); err != nil {
 		return false, e.unfrozen(ctx, err)
 	}
 	for range approaches {

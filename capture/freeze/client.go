@@ -24,6 +24,9 @@ const ChildFD = 3
 // not, the connection ends, at which its watchdog thaws.
 const thawWithin = 10 * time.Second
 
+// goneWithin is how long a freezer that was started may take to end.
+const goneWithin = time.Second
+
 // ErrNoFreezer says that nobody is there who could freeze anything.
 var ErrNoFreezer = errors.New("there is no freezer")
 
@@ -34,7 +37,7 @@ type Client struct {
 	Program []string // a freezer and its arguments, with a connection at ChildFD; nil: none is started
 
 	conn *net.UnixConn
-	cmd  *exec.Cmd
+	gone chan struct{} // closed when a freezer that was started has ended; nil: none was
 }
 
 // Prepare finds the file systems that lie on disks, by their numbers (unix.Mkdev), and
@@ -122,19 +125,30 @@ func (c *Client) start() error {
 	if err := cmd.Start(); err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	c.conn, c.cmd = conn.(*net.UnixConn), cmd
+	gone := make(chan struct{})
+	go func() { // ends with the freezer, which ends with the connection
+		defer close(gone)
+		_ = cmd.Wait() // how it ended is in its log
+	}()
+	c.conn, c.gone = conn.(*net.UnixConn), gone
 	return nil
 }
 
-// close ends the connection, and waits for a freezer that was started for it.
+// close ends the connection, and waits a moment for a freezer that was started for
+// it: one that is in the midst of a sync cannot end before that does.
 func (c *Client) close() {
 	if c.conn != nil {
 		c.conn.Close()
 	}
-	if c.cmd != nil {
-		_ = c.cmd.Wait() // how it ended is in its log
+	if c.gone != nil {
+		timer := time.NewTimer(goneWithin)
+		defer timer.Stop()
+		select {
+		case <-c.gone:
+		case <-timer.C:
+		}
 	}
-	c.conn, c.cmd = nil, nil
+	c.conn, c.gone = nil, nil
 }
 
 // ask sends a question and takes its answer.

@@ -292,7 +292,7 @@ func (s *session) prepare(body []byte) (message, error) {
 	s.targets = nil
 	disks, err := parseDisks(body)
 	if err != nil {
-		return message{}, refuse(Malformed, "these are no disks")
+		return message{}, s.misunderstand()
 	}
 	found, leftOut, err := s.machine.targets(disks)
 	if err != nil {

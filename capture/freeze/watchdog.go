@@ -68,7 +68,7 @@ func Watch() error {
 		return fmt.Errorf("watchdog: it may not thaw: %w", err)
 	}
 	unix.Close(probe)
-	if err := tell(packet(wdReady, 0), nil); err != nil {
+	if err := tell(wdReady, 0); err != nil {
 		return fmt.Errorf("watchdog: %w", err)
 	}
 	for {
@@ -82,20 +82,23 @@ func Watch() error {
 		if what != wdArm {
 			return fmt.Errorf("watchdog: told %d", what)
 		}
-		if err := tell(packet(wdArm, 0), nil); err != nil {
+		if err := tell(wdArm, 0); err != nil {
 			return nil // nothing is frozen before it is known
 		}
-		gone, err := w.guard()
-		w.close()
-		if err != nil || gone {
-			return err
+		late, gone := w.guard()
+		if gone {
+			return w.end()
+		}
+		w.close() // before that is known: then nothing is in use any more
+		if err := tell(wdDisarm, late); err != nil {
+			return nil
 		}
 	}
 }
 
 // tell sends a packet to the freezer.
-func tell(b []byte, oob []byte) error {
-	return unix.Sendmsg(WatchdogFD, b, oob, nil, unix.MSG_NOSIGNAL)
+func tell(what uint32, value uint64) error {
+	return unix.Sendmsg(WatchdogFD, packet(what, value), nil, nil, unix.MSG_NOSIGNAL)
 }
 
 // receive takes a packet with its descriptors. What is 0 when the freezer is gone.
@@ -140,30 +143,22 @@ func (w ward) close() {
 	}
 }
 
-// guard returns when everything is thawed, by whomever, and says whether the freezer
-// is gone. Until the freezer says that it has done, or is gone, it may still be about
-// to freeze one more: so one thaws again and again.
-func (w ward) guard() (gone bool, err error) {
-	fired := false
+// guard returns when the freezer says that everything is thawed, and says whether it
+// was to be thawed by then (1) or not (0), or when the freezer is gone. Until then it may
+// still be about to freeze one more: so one thaws again and again.
+func (w ward) guard() (late uint64, gone bool) {
 	for until := w.until; ; until = now() + again {
 		fds := []unix.PollFd{{Fd: WatchdogFD, Events: unix.POLLIN}, {Fd: int32(w.client), Events: unix.POLLRDHUP}}
-		if fired {
+		if late > 0 {
 			fds = fds[:1]
 		}
 		if err := await(fds, until); err != nil || fds[0].Revents == 0 { // also where it cannot be asked
-			fired = true
+			late = 1
 			_ = w.thaw() // what fails is tried again
 			continue
 		}
 		what, _, err := receive()
-		if what != wdDisarm || err != nil {
-			return true, w.end()
-		}
-		late := uint64(0)
-		if fired {
-			late = 1
-		}
-		return false, tell(packet(wdDisarm, late), nil)
+		return late, what != wdDisarm || err != nil
 	}
 }
 

@@ -121,7 +121,11 @@ func mounted(t *testing.T, device, kind string, disk uint64) *volume {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(v.dir, 0); err != nil {
+		err := unix.Unmount(v.dir, 0)
+		for end := time.Now().Add(time.Minute); err == unix.EBUSY && time.Now().Before(end); err = unix.Unmount(v.dir, 0) {
+			time.Sleep(10 * time.Millisecond) // whoever was killed goes on closing
+		}
+		if err != nil {
 			t.Errorf("unmount: %v", err)
 			_ = unix.Unmount(v.dir, unix.MNT_DETACH)
 		}
