@@ -64,7 +64,7 @@ func TestEngine_Freezes(t *testing.T) {
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			const hot = 4 << 20
-			l := fault.Memory(t, f.size)
+			l := fault.Loop(t, f.size)
 			f.make(t, l.Path)
 			if f.kind == "btrfs" { // which else writes to another place each time, where nobody reads
 				f.options = "nodatacow"

@@ -102,7 +102,7 @@ type volume struct {
 // loopDisk makes a disk.
 func loopDisk(t *testing.T, size int64) (path string, number uint64) {
 	t.Helper()
-	l := fault.Memory(t, size)
+	l := fault.Loop(t, size) // two over memory are one to mkfs.btrfs
 	major, minor, err := l.Numbers()
 	if err != nil {
 		t.Fatal(err)
