@@ -137,6 +137,7 @@ func TestWatchdog_Stopped(t *testing.T) {
 		if err := unix.Kill(r.watchdog, unix.SIGSTOP); err != nil || said != "frozen: <nil>" {
 			t.Fatal(said, err)
 		}
+		stopped(t, r.watchdog)
 		r.cmd.Process.Kill()
 		client.Process.Kill()
 		r.cmd.Process.Wait()

@@ -298,3 +298,23 @@ func holder(t *testing.T, r *running, v *volume, most time.Duration, who *syscal
 	}
 	return cmd, strings.TrimSpace(said)
 }
+
+// stopped waits until no thread of a process that was sent SIGSTOP runs any more.
+func stopped(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		still := len(stats) > 0 && err == nil
+		for _, path := range stats {
+			b, err := os.ReadFile(path)
+			_, rest, _ := strings.Cut(string(b), ") ")
+			still = still && err == nil && strings.HasPrefix(rest, "T")
+		}
+		if still {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("process %d does not stop", pid)
+		}
+	}
+}
