@@ -21,6 +21,7 @@ var layers = map[string][]string{
 	"capture/bpf":         nil,
 	"capture/freeze":      nil,
 	"wire":                {"block", "ca"},
+	"tunnel":              nil,
 	"store":               {"block"},
 	"receive":             {"block", "wire", "store", "ca"},
 	"replicator":          {"block", "ca", "fence", "wire", "store", "receive", "awsapi", "awsapi/formgn"},
