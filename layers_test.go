@@ -40,7 +40,7 @@ var layers = map[string][]string{
 	"awsapi/sts":          {"awsapi"},
 	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
-	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch"},
+	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch", "tunnel"},
 	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "awsapi", "awsapi/formgn"},
 	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together

@@ -19,7 +19,7 @@ import (
 
 // VerifyClientRole implements VerifyClientRoleForMgn: who may call it may install.
 func (c *Service) VerifyClientRole(ctx context.Context, _ *formgn.VerifyClientRoleForMgnRequest) (*formgn.VerifyClientRoleForMgnResponse, error) {
-	return &formgn.VerifyClientRoleForMgnResponse{AccountID: c.opts.Account, Region: c.opts.Region}, c.ready(ctx)
+	return &formgn.VerifyClientRoleForMgnResponse{AccountID: c.opts.Account, Region: c.opts.Region, Tunnel: c.tunnelInfo()}, c.ready(ctx)
 }
 
 // RegisterAgent implements RegisterAgentForMgn. A machine is known by the id
@@ -268,7 +268,11 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 	if !changed {
 		awsapi.Routine(ctx)
 	}
-	return &formgn.GetAgentCommandForMgnResponse{Command: s.command(), CommandID: s.commandID(), Retry: &retry,
+	address, err := c.pairedAddress(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return &formgn.GetAgentCommandForMgnResponse{Command: s.command(), CommandID: s.commandID(), Retry: &retry, ReplicatorAddress: address,
 		BandwidthThrottling: s.Config.BandwidthThrottling, TrustBundle: c.trustBundle(in.TrustDigest)}, nil
 }
 
@@ -305,14 +309,17 @@ func (c *Service) lastCommand(ctx context.Context, id string) (*formgn.GetAgentC
 
 // GetAgentReplicationInfo implements GetAgentReplicationInfoForMgn: the pairing.
 func (c *Service) GetAgentReplicationInfo(ctx context.Context, in *formgn.GetAgentReplicationInfoForMgnRequest) (*formgn.GetAgentReplicationInfoForMgnResponse, error) {
-	var address string
 	s, changed, err := c.report(ctx, in.SourceServerID, func(s *server) bool {
 		changed := s.Replication.reached(stepWait, c.now())
-		if address = c.replicatorAddress(s.ReplicatorID); address == "" {
+		if c.ReplicatorAddress(s.ReplicatorID) == "" {
 			return changed
 		}
 		return s.Replication.reached(stepPair, c.now()) || changed
 	})
+	if err != nil {
+		return nil, err
+	}
+	address, err := c.pairedAddress(ctx, s)
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func (c *Service) replicationReach(ctx context.Context, q querier, replicatorID 
 		}
 	}
 	ports := []int32{replicationPort}
-	if _, port, err := net.SplitHostPort(c.replicatorAddress(replicatorID)); err == nil {
+	if _, port, err := net.SplitHostPort(c.ReplicatorAddress(replicatorID)); err == nil {
 		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
 			ports = append(ports, int32(n))
 		}

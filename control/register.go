@@ -56,6 +56,7 @@ func (c *Service) Register(s *awsapi.Server) {
 	awsapi.Handle(s, formgn.IssueClientCertificateForMgn, func(ctx context.Context, in *formgn.IssueClientCertificateForMgnRequest) (*formgn.IssueClientCertificateForMgnResponse, error) {
 		return c.IssueClientCertificate(ctx, callerOf(ctx), in)
 	})
+	awsapi.Handle(s, formgn.CreateTunnelInvitationForMgn, c.CreateTunnelInvitation)
 	awsapi.Handle(s, formgn.CreateSessionForMgn, func(ctx context.Context, _ *formgn.CreateSessionForMgnRequest) (*formgn.CreateSessionForMgnResponse, error) {
 		cert := awsapi.CallerOf(ctx).Certificate
 		name, err := ca.PeerName(cert)
@@ -81,7 +82,7 @@ func (c *Service) Register(s *awsapi.Server) {
 
 func callerOf(ctx context.Context) Caller {
 	c := awsapi.CallerOf(ctx)
-	out := Caller{ARN: c.Principal.ARN, SourceIdentity: c.Principal.SourceIdentity, Quota: quotaOf(c.Principal)}
+	out := Caller{ARN: c.Principal.ARN, SourceIdentity: c.Principal.SourceIdentity, Address: c.SourceIP, Quota: quotaOf(c.Principal)}
 	if c.Certificate != nil {
 		if name, err := ca.PeerName(c.Certificate); err == nil {
 			out.Peer = Peer{Name: name, Serial: ca.Serial(c.Certificate)}

@@ -50,7 +50,9 @@ func (c *Service) replicatorSeen(id string) bool {
 	return ok && c.now().Sub(at) < c.opts.AgentTimeout
 }
 
-func (c *Service) replicatorAddress(id string) string {
+// ReplicatorAddress is what a replication server says that it is reached at; ""
+// while it has said nothing.
+func (c *Service) ReplicatorAddress(id string) string {
 	c.replicators.mu.Lock()
 	defer c.replicators.mu.Unlock()
 	return c.replicators.address[id]

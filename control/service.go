@@ -74,7 +74,11 @@ type Options struct {
 
 	Authority Authority
 	Sessions  Sessions
-	Events    Events // nil: none are kept
+
+	Tunnel         Tunnel // nil: there is none
+	TunnelEndpoint string // host:port that agents are told to go to, UDP
+
+	Events Events // nil: none are kept
 
 	// AgentTimeout is after how long of silence an agent counts as not seen,
 	// StepTimeout how long a step of initiation may take. 0 means 90 s each.
@@ -101,6 +105,8 @@ type Service struct {
 
 	replicators *replicators
 	turned      map[ca.Certified]bool // revocations that have ended sessions; of tendAuthority alone
+
+	letting sync.Mutex // held while the tunnel is told who may come
 
 	mu    sync.Mutex
 	views map[string]*exported // guarded by mu: by instance

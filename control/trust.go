@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"rehost/awsapi/formgn"
@@ -58,7 +59,8 @@ type Caller struct {
 	ARN            string
 	SourceIdentity string // of an agent's session: the id of its source server
 	Peer           Peer   // of the connection; zero without a client certificate
-	Quota          Quota  // of source servers to register
+	Address        netip.Addr
+	Quota          Quota // of source servers to register
 }
 
 // A Peer is who the client certificate of a connection names.
@@ -102,17 +104,29 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 		} else if err != nil {
 			return err
 		}
+		key := deref(in.TunnelKey)
+		if key != "" {
+			if err := c.newTunnelKey(ctx, tx, key); err != nil {
+				return err
+			}
+		}
 		if installing {
+			if err := c.useInvitation(ctx, tx, caller.Address); err != nil {
+				return err
+			}
 			if _, err := tx.ExecContext(ctx, `UPDATE certificates SET revoked_at = ? WHERE server_id = ? AND revoked_at = ''`, stamp(c.now()), s.ID); err != nil {
 				return err
 			}
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO certificates (serial, server_id, not_after, revoked_at) VALUES (?, ?, ?, '')`,
-			ca.Serial(chain[0]), s.ID, stamp(chain[0].NotAfter))
+		_, err = tx.ExecContext(ctx, `INSERT INTO certificates (serial, server_id, not_after, revoked_at, tunnel_key) VALUES (?, ?, ?, '', ?)`,
+			ca.Serial(chain[0]), s.ID, stamp(chain[0].NotAfter), key)
 		return err
 	})
 	if err != nil {
 		return nil, orNotFound(err, in.SourceServerID)
+	}
+	if err := c.letIn(ctx); err != nil {
+		c.log.Error("say who may come through the tunnel", "err", err) // it is tried again
 	}
 	c.log.Info("issued a certificate", "server", in.SourceServerID, "serial", ca.Serial(chain[0]), "caller", caller.ARN)
 	if installing {
@@ -120,8 +134,12 @@ func (c *Service) IssueClientCertificate(ctx context.Context, caller Caller, in 
 		c.happened(ctx, certificatesRevoked, in.SourceServerID, "reason", "the agent was installed", "sessions", "revoked")
 	}
 	c.happened(ctx, certificateIssued, in.SourceServerID, "serial", ca.Serial(chain[0]), "notAfter", stamp(chain[0].NotAfter), "caller", caller.ARN)
-	return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(chain...)),
-		CertificateAuthority: string(ca.EncodeCertificates(c.opts.Authority.Bundle().Roots()...)), NotAfter: stamp(chain[0].NotAfter)}, nil
+	out := &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(chain...)),
+		CertificateAuthority: string(ca.EncodeCertificates(c.opts.Authority.Bundle().Roots()...)), NotAfter: stamp(chain[0].NotAfter)}
+	if in.TunnelKey != nil {
+		out.Tunnel = c.tunnelInfo()
+	}
+	return out, nil
 }
 
 // revokeSessions ends the sessions from before an installation, before its

@@ -32,6 +32,9 @@ func (c *Service) Run(ctx context.Context) {
 	if c.opts.Authority != nil {
 		all.Go(func() { c.every(ctx, time.Second, "look after the certificate authority", c.tendAuthority) })
 	}
+	if c.opts.Tunnel != nil {
+		all.Go(func() { c.tendTunnel(ctx) })
+	}
 	owner := newID("worker")
 	tick := time.NewTicker(lease / 3)
 	defer tick.Stop()

@@ -13,6 +13,7 @@ var Service = &awsapi.Service{
 	Version:     "2020-02-26",
 	Operations: []*awsapi.Operation{
 		&CreateSessionForMgn.Operation,
+		&CreateTunnelInvitationForMgn.Operation,
 		&DescribeReplicationServerAssociationsForMgn.Operation,
 		&GetAgentCommandForMgn.Operation,
 		&GetAgentReplicationInfoForMgn.Operation,
@@ -41,6 +42,17 @@ var CreateSessionForMgn = &awsapi.Op[CreateSessionForMgnRequest, CreateSessionFo
 	Success:     200,
 	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
 	MutualTLS:   true,
+}}
+
+// CreateTunnelInvitationForMgn: Lets the holder of a WireGuard key reach the API through the tunnel, until it has installed one agent or the time is over.
+var CreateTunnelInvitationForMgn = &awsapi.Op[CreateTunnelInvitationForMgnRequest, CreateTunnelInvitationForMgnResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "CreateTunnelInvitationForMgn",
+	Method:      "POST",
+	URI:         "/CreateTunnelInvitationForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
 }}
 
 // DescribeReplicationServerAssociationsForMgn: Lists the source servers that a replication server serves; asked again and again. With the revision of the last answer, the service answers once there is something new or waitSeconds are over.

@@ -6,6 +6,15 @@ import (
 	"rehost/awsapi"
 )
 
+var presenceCreateTunnelInvitationForMgnRequest = awsapi.Presence{
+	Required: []string{"lifetimeSeconds"},
+}
+
+// Presence implements [awsapi.PresenceChecker].
+func (*CreateTunnelInvitationForMgnRequest) Presence() *awsapi.Presence {
+	return &presenceCreateTunnelInvitationForMgnRequest
+}
+
 var presenceDisk = awsapi.Presence{
 	Required: []string{"bytes", "deviceName"},
 }

@@ -8,6 +8,12 @@ import ()
 type CreateSessionForMgnRequest struct {
 }
 
+// CreateTunnelInvitationForMgnRequest is the input of [CreateTunnelInvitationForMgn].
+type CreateTunnelInvitationForMgnRequest struct {
+	LifetimeSeconds int32  `json:"lifetimeSeconds"` // required
+	TunnelKey       string `json:"tunnelKey"`       // required
+}
+
 // DescribeReplicationServerAssociationsForMgnRequest is the input of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnRequest struct {
 	Address       *string `json:"address,omitempty"`
@@ -32,8 +38,9 @@ type GetAgentReplicationInfoForMgnRequest struct {
 
 // IssueClientCertificateForMgnRequest is the input of [IssueClientCertificateForMgn].
 type IssueClientCertificateForMgnRequest struct {
-	CertificateSigningRequest string `json:"certificateSigningRequest"` // required
-	SourceServerID            string `json:"sourceServerID"`            // required
+	CertificateSigningRequest string  `json:"certificateSigningRequest"` // required
+	SourceServerID            string  `json:"sourceServerID"`            // required
+	TunnelKey                 *string `json:"tunnelKey,omitempty"`
 }
 
 // NotifyAgentAuthenticationForMgnRequest is the input of [NotifyAgentAuthenticationForMgn].

@@ -13,6 +13,12 @@ type CreateSessionForMgnResponse struct {
 	Subject         string `json:"subject,omitempty"`
 }
 
+// CreateTunnelInvitationForMgnResponse is the output of [CreateTunnelInvitationForMgn].
+type CreateTunnelInvitationForMgnResponse struct {
+	NotAfter string  `json:"notAfter"`         // required
+	Tunnel   *Tunnel `json:"tunnel,omitempty"` // required
+}
+
 // DescribeReplicationServerAssociationsForMgnResponse is the output of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnResponse struct {
 	AllowedAddresses []string      `json:"allowedAddresses,omitzero"`
@@ -27,6 +33,7 @@ type GetAgentCommandForMgnResponse struct {
 	BandwidthThrottling *int64       `json:"bandwidthThrottling,omitempty"`
 	Command             AgentCommand `json:"command"` // required
 	CommandID           string       `json:"commandID,omitempty"`
+	ReplicatorAddress   string       `json:"replicatorAddress,omitempty"`
 	Retry               *bool        `json:"retry,omitempty"`
 	TrustBundle         string       `json:"trustBundle,omitempty"`
 }
@@ -41,9 +48,10 @@ type GetAgentReplicationInfoForMgnResponse struct {
 
 // IssueClientCertificateForMgnResponse is the output of [IssueClientCertificateForMgn].
 type IssueClientCertificateForMgnResponse struct {
-	Certificate          string `json:"certificate"`          // required
-	CertificateAuthority string `json:"certificateAuthority"` // required
-	NotAfter             string `json:"notAfter,omitempty"`
+	Certificate          string  `json:"certificate"`          // required
+	CertificateAuthority string  `json:"certificateAuthority"` // required
+	NotAfter             string  `json:"notAfter,omitempty"`
+	Tunnel               *Tunnel `json:"tunnel,omitempty"`
 }
 
 // NotifyAgentAuthenticationForMgnResponse is the output of [NotifyAgentAuthenticationForMgn].
@@ -99,6 +107,7 @@ type UpdateAgentSourcePropertiesForMgnResponse struct {
 
 // VerifyClientRoleForMgnResponse is the output of [VerifyClientRoleForMgn].
 type VerifyClientRoleForMgnResponse struct {
-	AccountID string `json:"accountID,omitempty"`
-	Region    string `json:"region,omitempty"`
+	AccountID string  `json:"accountID,omitempty"`
+	Region    string  `json:"region,omitempty"`
+	Tunnel    *Tunnel `json:"tunnel,omitempty"`
 }

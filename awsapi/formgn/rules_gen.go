@@ -13,3 +13,4 @@ var ruleString = awsapi.Text{Max: 4096}
 var ruleTagKey = awsapi.Text{Max: 256}
 var ruleTagValue = awsapi.Text{Max: 256}
 var ruleTimestamp = awsapi.Text{Min: 19, Max: 32, Pattern: `[1-9][0-9]*-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T(0[0-9]|1[0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])(.[0-9]+)?Z`, Match: awsapi.Pattern(`^(?:[1-9][0-9]*-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T(0[0-9]|1[0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])(.[0-9]+)?Z)$`)}
+var ruleTunnelKey = awsapi.Text{Min: 44, Max: 44, Pattern: `[A-Za-z0-9+/]{43}=`, Match: awsapi.Pattern(`^(?:[A-Za-z0-9+/]{43}=)$`)}

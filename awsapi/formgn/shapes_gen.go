@@ -78,3 +78,9 @@ type SourceProperties struct {
 	OsString          *string            `json:"osString,omitempty"`
 	RamBytes          *int64             `json:"ramBytes,omitempty"`
 }
+
+// Tunnel is a structure of the model.
+type Tunnel struct {
+	Endpoint  string `json:"endpoint"`  // required
+	PublicKey string `json:"publicKey"` // required
+}

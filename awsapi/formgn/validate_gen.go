@@ -26,6 +26,22 @@ func (v *CreateSessionForMgnRequest) check(c *awsapi.Checker, at string) {
 }
 
 // Validate lists what the model does not allow, empty if all is well.
+func (v *CreateTunnelInvitationForMgnRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *CreateTunnelInvitationForMgnRequest) check(c *awsapi.Checker, at string) {
+	c.Range(at+"lifetimeSeconds", float64(v.LifetimeSeconds), 60, 2592000)
+	if v.TunnelKey == "" {
+		c.Missing(at + "tunnelKey")
+	} else {
+		c.Text(at+"tunnelKey", v.TunnelKey, &ruleTunnelKey)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
 func (v *DescribeReplicationServerAssociationsForMgnRequest) Validate() []awsapi.FieldError {
 	var c awsapi.Checker
 	v.check(&c, "")
@@ -120,6 +136,9 @@ func (v *IssueClientCertificateForMgnRequest) check(c *awsapi.Checker, at string
 		c.Missing(at + "sourceServerID")
 	} else {
 		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+	if v.TunnelKey != nil {
+		c.Text(at+"tunnelKey", *v.TunnelKey, &ruleTunnelKey)
 	}
 }
 

@@ -1,0 +1,240 @@
+package control
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"rehost/awsapi/formgn"
+	"rehost/awsapi/mgn"
+	"rehost/tunnel"
+)
+
+// A hub remembers who may come.
+type hub struct {
+	key tunnel.PublicKey
+
+	mu    sync.Mutex
+	peers map[tunnel.PublicKey]string // what each may do
+}
+
+func (h *hub) Key() tunnel.PublicKey { return h.key }
+
+func (h *hub) SetPeers(peers []tunnel.Peer) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.peers = map[tunnel.PublicKey]string{}
+	for _, p := range peers {
+		h.peers[p.Key] = "all"
+		if slices.Equal(p.Ports, []uint16{tunnel.APIPort}) {
+			h.peers[p.Key] = "calls"
+		}
+	}
+	return nil
+}
+
+func (h *hub) allows(key tunnel.PublicKey) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.peers[key]
+}
+
+func withTunnel(t *testing.T) (*world, *hub) {
+	w := newWorld(t)
+	h := &hub{key: tunnel.NewKey().Public()}
+	w.opts.Tunnel, w.opts.TunnelEndpoint = h, "rehost.example.com:51820"
+	return w, h
+}
+
+// enter has a certificate issued that comes with a key.
+func (w *world) enter(caller Caller, id string) tunnel.PublicKey {
+	w.t.Helper()
+	key := tunnel.NewKey().Public()
+	out, err := w.IssueClientCertificate(w.t.Context(), caller, &formgn.IssueClientCertificateForMgnRequest{SourceServerID: id, CertificateSigningRequest: csr(w.t), TunnelKey: p(key.String())})
+	w.must(err)
+	if out.Tunnel == nil || out.Tunnel.PublicKey != w.opts.Tunnel.Key().String() || out.Tunnel.Endpoint != w.opts.TunnelEndpoint {
+		w.t.Errorf("the agent is told %+v", out.Tunnel)
+	}
+	return key
+}
+
+// TestTunnel_Keys: a key of the tunnel counts as long as the certificate that it
+// has come with, and not a moment longer.
+func TestTunnel_Keys(t *testing.T) {
+	w, h := withTunnel(t)
+	id := w.register("m1")
+	first := w.enter(Caller{ARN: installer}, id)
+	if got := h.allows(first); got != "all" {
+		t.Fatalf("after the installation: %q", got)
+	}
+	// The authority has a clock of its own: the first certificate is to end earlier.
+	w.must(w.db.update(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), `UPDATE certificates SET not_after = ?`, stamp(w.clock.Now().Add(8*time.Hour)))
+		return err
+	}))
+	w.clock.advance(7 * time.Hour)
+	second := w.enter(Caller{ARN: "agent", SourceIdentity: id}, id)
+	if h.allows(first) != "all" || h.allows(second) != "all" {
+		t.Error("a renewal leaves the agent without a key for its answer")
+	}
+	w.clock.advance(2 * time.Hour)
+	w.must(w.letIn(t.Context()))
+	if h.allows(first) != "" || h.allows(second) != "all" {
+		t.Error("a key has outlived its certificate, or has not lived as long")
+	}
+
+	// Installing again takes everything from before.
+	if again := w.register("m1"); again != id {
+		t.Fatal("another source server")
+	}
+	third := w.enter(Caller{ARN: installer}, id)
+	if h.allows(second) != "" || h.allows(third) != "all" {
+		t.Error("a key from before the installation counts")
+	}
+
+	// A key belongs to one, and is one's own.
+	other := w.register("m2")
+	for name, bad := range map[string]string{"of another": third.String(), "of the service": h.key.String(), "none": "x"} {
+		_, err := w.IssueClientCertificate(t.Context(), Caller{ARN: installer}, &formgn.IssueClientCertificateForMgnRequest{SourceServerID: other, CertificateSigningRequest: csr(t), TunnelKey: &bad})
+		if refused := new(mgn.ValidationException); !errors.As(err, &refused) {
+			t.Errorf("a key %s: %v", name, err)
+		}
+	}
+	w.opts.Tunnel = nil
+	_, err := w.IssueClientCertificate(t.Context(), Caller{ARN: installer}, &formgn.IssueClientCertificateForMgnRequest{SourceServerID: other, CertificateSigningRequest: csr(t), TunnelKey: p(tunnel.NewKey().Public().String())})
+	if refused := new(mgn.ValidationException); !errors.As(err, &refused) {
+		t.Errorf("without a tunnel: %v", err)
+	}
+}
+
+// TestTunnel_Ends: a server that has ended loses port 1500 at once and the rest
+// when its agent has confirmed, or is given up.
+func TestTunnel_Ends(t *testing.T) {
+	for name, confirmed := range map[string]bool{"confirmed": true, "given up": false} {
+		t.Run(name, func(t *testing.T) {
+			w, h := withTunnel(t)
+			id := w.register("m1")
+			old := w.enter(Caller{ARN: installer}, id)
+			if again := w.register("m1"); again != id {
+				t.Fatal("another source server")
+			}
+			key := w.enter(Caller{ARN: installer}, id)
+			w.clock.advance(time.Second)
+			_, err := w.DisconnectFromService(t.Context(), &mgn.DisconnectFromServiceRequest{SourceServerID: id})
+			w.must(err)
+			w.must(w.letIn(t.Context()))
+			if h.allows(key) != "calls" || h.allows(old) != "" {
+				t.Fatalf("after the end: %q, and what was revoked before: %q", h.allows(key), h.allows(old))
+			}
+			_, err = w.GetAgentCommand(t.Context(), &formgn.GetAgentCommandForMgnRequest{SourceServerID: id})
+			w.must(err)
+			over := uninstallGrace + time.Second
+			if confirmed {
+				_, err = w.UpdateAgentBacklog(t.Context(), &formgn.UpdateAgentBacklogForMgnRequest{SourceServerID: id, State: "DISCONNECTED"})
+				w.must(err)
+				over = goodbye + time.Second
+			}
+			w.must(w.letIn(t.Context()))
+			if h.allows(key) != "calls" {
+				t.Error("the answer cannot reach the agent")
+			}
+			w.clock.advance(over)
+			w.must(w.letIn(t.Context()))
+			if got := h.allows(key); got != "" {
+				t.Errorf("in the end: %q", got)
+			}
+		})
+	}
+}
+
+// TestTunnel_AtOnce: what ends a server is in force within a second, without
+// anybody asking.
+func TestTunnel_AtOnce(t *testing.T) {
+	w, h := withTunnel(t)
+	id := w.register("m1")
+	key := w.enter(Caller{ARN: installer}, id)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.tendTunnel(ctx) }()
+	defer func() { cancel(); <-done }()
+	_, err := w.DisconnectFromService(t.Context(), &mgn.DisconnectFromServiceRequest{SourceServerID: id})
+	w.must(err)
+	// No more than tunnelLook, or looking every so often would do as well.
+	for end := time.Now().Add(tunnelLook * 9 / 10); h.allows(key) == "all"; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a server that has ended may replicate on")
+		}
+	}
+}
+
+// TestTunnel_Invitation: an invitation reaches the API alone, once.
+func TestTunnel_Invitation(t *testing.T) {
+	w, h := withTunnel(t)
+	invite := func() tunnel.PublicKey {
+		key := tunnel.NewKey().Public()
+		out, err := w.CreateTunnelInvitation(t.Context(), &formgn.CreateTunnelInvitationForMgnRequest{TunnelKey: key.String(), LifetimeSeconds: 3600})
+		w.must(err)
+		if out.Tunnel.Endpoint != "rehost.example.com:51820" || parseStamp(out.NotAfter) != w.clock.Now().Add(time.Hour).UTC() {
+			t.Errorf("answered %+v", out)
+		}
+		return key
+	}
+	used, unused := invite(), invite()
+	if h.allows(used) != "calls" || h.allows(unused) != "calls" {
+		t.Fatal("invitations do not let in, or too far:", slices.Collect(maps.Values(h.peers)))
+	}
+	if _, err := w.CreateTunnelInvitation(t.Context(), &formgn.CreateTunnelInvitationForMgnRequest{TunnelKey: used.String(), LifetimeSeconds: 3600}); err == nil {
+		t.Error("a key was invited twice")
+	}
+	id := w.register("m1")
+	key := w.enter(Caller{ARN: installer, Address: used.Address()}, id)
+	if h.allows(used) != "calls" || h.allows(key) != "all" {
+		t.Error("the answer cannot reach the installer")
+	}
+	w.clock.advance(goodbye + time.Second)
+	w.must(w.letIn(t.Context()))
+	if h.allows(used) != "" || h.allows(unused) != "calls" {
+		t.Error("an invitation counts twice, or one has ended another")
+	}
+	w.clock.advance(time.Hour)
+	w.must(w.letIn(t.Context()))
+	if h.allows(unused) != "" || h.allows(key) != "all" {
+		t.Error("an invitation counts after its time")
+	}
+}
+
+// TestTunnel_Routing: dataPlaneRouting says which way data goes, for agents that
+// have both.
+func TestTunnel_Routing(t *testing.T) {
+	w, h := withTunnel(t)
+	inside, outside := netip.AddrPortFrom(h.key.Address(), tunnel.ReplicationPort).String(), "10.0.0.9:1500"
+	with, without := w.register("m1"), w.register("m2")
+	w.enter(Caller{ARN: installer}, with)
+	_, err := w.IssueClientCertificate(t.Context(), Caller{ARN: installer}, &formgn.IssueClientCertificateForMgnRequest{SourceServerID: without, CertificateSigningRequest: csr(t)})
+	w.must(err)
+	_, err = w.DescribeReplicationServerAssociations(t.Context(), &formgn.DescribeReplicationServerAssociationsForMgnRequest{ReplicatorID: "i-00000000000000001", Address: &outside})
+	w.must(err)
+	check := func(routing mgn.ReplicationConfigurationDataPlaneRouting, id, want string) {
+		t.Helper()
+		_, err := w.UpdateReplicationConfiguration(t.Context(), &mgn.UpdateReplicationConfigurationRequest{SourceServerID: id, DataPlaneRouting: routing})
+		w.must(err)
+		info, err := w.GetAgentReplicationInfo(t.Context(), &formgn.GetAgentReplicationInfoForMgnRequest{SourceServerID: id})
+		w.must(err)
+		command, err := w.GetAgentCommand(t.Context(), &formgn.GetAgentCommandForMgnRequest{SourceServerID: id})
+		w.must(err)
+		if info.ReplicatorAddress != want || command.ReplicatorAddress != want {
+			t.Errorf("%s, %s: %s and %s, want %s", routing, id, info.ReplicatorAddress, command.ReplicatorAddress, want)
+		}
+	}
+	check("PRIVATE_IP", with, inside)
+	check("PUBLIC_IP", with, outside)
+	check("PRIVATE_IP", with, inside)
+	check("PRIVATE_IP", without, outside)
+	check("PUBLIC_IP", without, outside)
+}
