@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -35,6 +36,10 @@ type ClientOptions struct {
 	UserAgent   string
 	Timeout     time.Duration // of one attempt; 0 is 30 s
 	Attempts    int           // 0 is 4; those after the first only where nothing is done twice
+
+	// DialContext makes the TCP connections, whatever the address is; no proxy is
+	// asked then. Nil is [net.Dialer], and the proxy that the environment names.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // NewClient makes a client. Close it.
@@ -49,12 +54,17 @@ func NewClient(o ClientOptions) *Client {
 		o.UserAgent = "rehost"
 	}
 	o.Endpoint = strings.TrimSuffix(o.Endpoint, "/")
+	proxy := http.ProxyFromEnvironment
+	if o.DialContext != nil {
+		proxy = nil
+	}
 	return &Client{o: o, http: &http.Client{
 		Timeout: o.Timeout,
 		// A signature is good for one host: nobody is to be sent elsewhere.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
+			Proxy:               proxy,
+			DialContext:         o.DialContext,
 			TLSClientConfig:     o.TLS,
 			TLSHandshakeTimeout: 10 * time.Second,
 			IdleConnTimeout:     90 * time.Second,

@@ -22,7 +22,7 @@ import (
 	"rehost/store"
 )
 
-// Config says what a replication server stands on. All but Logger and Poll must be set.
+// Config says what a replication server stands on. All but Inside, Logger and Poll must be set.
 type Config struct {
 	Endpoint string // of the service: https://host:8443
 	Region   string
@@ -34,6 +34,7 @@ type Config struct {
 
 	Store    *store.Store
 	Listener net.Listener // on port 1500; closed by Run
+	Inside   net.Listener // the same of a tunnel; nil without
 
 	// Fence says how it is decided who may connect; the service says who may. Its
 	// Logger is this one's.
@@ -88,9 +89,18 @@ func Run(ctx context.Context, config Config) error {
 		server.Close()
 	})
 	all.Go(func() { r.poll(ctx) })
+	var inside error
+	if config.Inside != nil {
+		all.Go(func() {
+			if inside = server.Serve(config.Inside); inside != nil {
+				server.Close()
+			}
+		})
+	}
 	err := server.Serve(r.fence)
 	cancel()
 	all.Wait()
+	err = errors.Join(err, inside)
 	r.deliver(context.WithoutCancel(ctx)) // what the last commits of closing sessions left
 	if err != nil {
 		return fmt.Errorf("replication server %s: %w", config.ID, err)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/iam/types"
 
+	"rehost/awsapi"
 	"rehost/ca"
 	"rehost/identity"
 )
@@ -47,28 +49,45 @@ type beside struct{ iam *iam.Client }
 // openBeside finds the service that runs in a directory, or at an address if one is
 // given. Its certificate must be of the directory's authority and name the service.
 func openBeside(data, endpoint string) (s beside, done func(), err error) {
+	endpoint, config, key, err := findBeside(data, endpoint)
+	if err != nil {
+		return s, nil, err
+	}
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second, TLSClientConfig: config}
+	return beside{iam.New(iam.Options{Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: key, // iam is signed for it everywhere
+		RetryMaxAttempts: 1, HTTPClient: &http.Client{Transport: transport, Timeout: time.Minute}})}, transport.CloseIdleConnections, nil
+}
+
+// besideMGN is the same for calls of MGN and of its agents. Close it.
+func besideMGN(data, endpoint, region string) (*awsapi.Client, error) {
+	endpoint, config, key, err := findBeside(data, endpoint)
+	if err != nil {
+		return nil, err
+	}
+	return awsapi.NewClient(awsapi.ClientOptions{Endpoint: endpoint, Region: region, Credentials: key, TLS: config, Attempts: 1}), nil
+}
+
+// findBeside is where the service is, whom it has to be, and the key to call it with.
+func findBeside(data, endpoint string) (url string, config *tls.Config, key aws.CredentialsProvider, err error) {
 	if endpoint == "" {
 		text, err := os.ReadFile(filepath.Join(data, endpointFile))
 		if err != nil {
-			return s, nil, fmt.Errorf("where the service is reached: %w (--endpoint-url says it, too)", err)
+			return "", nil, nil, fmt.Errorf("where the service is reached: %w (--endpoint-url says it, too)", err)
 		}
 		endpoint = strings.TrimSpace(string(text))
 	}
 	text, err := os.ReadFile(filepath.Join(data, "ca.pem"))
 	if err != nil {
-		return s, nil, err
+		return "", nil, nil, err
 	}
 	bundle, err := ca.ParseBundle(string(text))
 	if err != nil {
-		return s, nil, fmt.Errorf("%s/ca.pem: %w", data, err)
+		return "", nil, nil, fmt.Errorf("%s/ca.pem: %w", data, err)
 	}
-	key, err := callerKey(data)
-	if err != nil {
-		return s, nil, err
+	if key, err = callerKey(data); err != nil {
+		return "", nil, nil, err
 	}
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second, TLSClientConfig: ca.Endpoint{Bundle: bundle}.ClientConfig(ca.Name{Role: ca.Service})}
-	return beside{iam.New(iam.Options{Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: key, // iam is signed for it everywhere
-		RetryMaxAttempts: 1, HTTPClient: &http.Client{Transport: transport, Timeout: time.Minute}})}, transport.CloseIdleConnections, nil
+	return endpoint, ca.Endpoint{Bundle: bundle}.ClientConfig(ca.Name{Role: ca.Service}), key, nil
 }
 
 // CreatePolicy implements [accounts].

@@ -26,6 +26,7 @@ type CLI struct {
 	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
 	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
+	VPN        VPNCmd        `cmd:"" name:"vpn" help:"Let machines in that reach nothing of the service but its VPN."`
 	Keys       KeysCmd       `cmd:"" help:"List access keys, make one that can install agents, or replace the sealing key."`
 	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
 	Install    InstallCmd    `cmd:"" help:"Install the agent on many servers over SSH."`

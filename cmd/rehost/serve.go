@@ -45,6 +45,7 @@ type ServeCmd struct {
 	SealingKey        string   `help:"File with the sealing key, where it lives elsewhere than in the directory, as a systemd credential does. By default sealing.key in the directory." placeholder:"FILE"`
 	TLSCertificate    string   `help:"Certificate and chain (PEM) that the API shows to everyone but agents and replication servers; taken over when the file changes, and on SIGHUP." name:"tls-certificate" placeholder:"FILE"`
 	TLSKey            string   `help:"Private key (PEM) of --tls-certificate." name:"tls-key" placeholder:"FILE"`
+	VPN               string   `help:"Open a WireGuard port for agents installed with --vpn; HOST is what they are told, by default the first of --advertise." name:"vpn" placeholder:"[HOST]:PORT"`
 	NoReplicator      bool     `help:"Run no replication server: rehost replicator is started beside, on the same --data."`
 	AuditStdout       bool     `help:"Write the records of the audit log to standard output, too."`
 	AuditFileSize     int64    `help:"Size of one file of the audit log." default:"67108864" placeholder:"BYTES"`
@@ -95,6 +96,7 @@ type served struct {
 	agents    *agentFiles
 	outside   *outside  // the certificate for strangers; nil without
 	paired    *pairFile // the replication server's certificate
+	vpn       *vpn      // nil without
 }
 
 func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, stdout io.Writer, closers *[]func() error) (*served, error) {
@@ -130,6 +132,12 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, stdout io.Writer,
 	}
 	if err := s.openTrust(key); err != nil {
 		return nil, err
+	}
+	if c.VPN != "" {
+		if s.vpn, err = openVPN(c.Data, c.VPN, s.hosts, log); err != nil {
+			return nil, err
+		}
+		keep(s.vpn.hub.Close)
 	}
 	db, err := control.OpenDatabase(ctx, filepath.Join(c.Data, "control.db"))
 	if err != nil {
@@ -192,10 +200,13 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 			return err
 		}
 	}
-	s.service, err = control.Open(ctx, control.Options{PrefixLists: lists, APIPort: portOf(c.Listen), Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
+	options := control.Options{PrefixLists: lists, APIPort: portOf(c.Listen), Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
 		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target, Forwards: c.LaunchForward,
-		Authority: s.authority, Sessions: sessions{directory}, Events: events{s.audit}, Logger: s.log})
-	if err != nil {
+		Authority: s.authority, Sessions: sessions{directory}, Events: events{s.audit}, Logger: s.log}
+	if s.vpn != nil {
+		options.Tunnel, options.TunnelEndpoint = s.vpn.hub, s.vpn.endpoint
+	}
+	if s.service, err = control.Open(ctx, options); err != nil {
 		return err
 	}
 	s.api = awsapi.New(awsapi.Options{Identity: directory, Region: c.Region, Log: s.log, Audit: s.audit, Now: c.now, VerifyPeer: control.VerifyPeer,
@@ -259,21 +270,29 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 	server := newAPIServer(mux, s.log, apiTimeouts)
-	listener := tls.NewListener(limit(s.listener, maxConnections, maxStrangers, s.cmd.StrangerConnections), config)
+	listeners := []net.Listener{s.listener}
+	if s.vpn != nil {
+		listeners = append(listeners, s.vpn.api)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var parts, api sync.WaitGroup
-	api.Go(func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			cancel(err)
-		}
-	})
+	for _, l := range listeners {
+		l = tls.NewListener(limit(l, maxConnections, maxStrangers, s.cmd.StrangerConnections), config)
+		api.Go(func() {
+			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				cancel(err)
+			}
+		})
+	}
 	if s.measures != nil {
 		parts.Go(func() { cancel(s.showMetrics(ctx)) })
 	}
 	parts.Go(func() { s.service.Run(ctx) })
 	if s.incoming != nil {
 		parts.Go(func() { cancel(s.replicate(ctx)) })
+	} else if s.vpn != nil {
+		parts.Go(func() { s.vpn.carry(ctx, func() string { return s.service.ReplicatorAddress(s.paired.id) }, s.log) })
 	}
 	parts.Go(func() { s.tendTrust(ctx) })
 	parts.Go(func() { s.guard(ctx) })
@@ -304,9 +323,13 @@ func (s *served) replicate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = replicator.Run(ctx, replicator.Config{Endpoint: s.loopback(), Region: s.cmd.Region, ID: id,
+	config := replicator.Config{Endpoint: s.loopback(), Region: s.cmd.Region, ID: id,
 		Address: net.JoinHostPort(s.hosts.first, port), Bundle: s.authority.Bundle(), Certificate: s.paired.Certificate, Store: s.store, Listener: s.incoming,
-		Fence: fenced, Logger: s.log.With("replicator", id)})
+		Fence: fenced, Logger: s.log.With("replicator", id)}
+	if s.vpn != nil {
+		config.Inside = s.vpn.replication
+	}
+	err = replicator.Run(ctx, config)
 	if err == nil {
 		err = context.Canceled // it ends with ctx only
 	}

@@ -66,7 +66,7 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replication on (\S+), data`)
+var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replication on (\S+), (?:VPN on \S+, )?data`)
 
 func serve(t *testing.T, data string, more ...string) *running {
 	t.Helper()

@@ -233,6 +233,9 @@ func (s *served) greet(stdout, stderr io.Writer) {
 	if s.incoming != nil {
 		replication = "replication on " + s.incoming.Addr().String()
 	}
+	if s.vpn != nil {
+		replication += ", VPN on " + s.vpn.endpoint
+	}
 	fmt.Fprintf(stderr, "rehost: ready: API on %s, %s, data in %s\n", url, replication, s.cmd.Data)
 }
 
