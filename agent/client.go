@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/url"
 	"time"
 
@@ -17,13 +18,16 @@ const (
 	callTimeout = 20 * time.Second
 )
 
+// A dialer makes connections; nil is [net.Dialer]'s.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
 // newClient makes a client that believes only the service under that
 // endpoint's root. The agent's own loops repeat what is worth it.
-func newClient(endpoint, region string, end ca.Endpoint, credentials aws.CredentialsProvider, attempts int) *awsapi.Client {
+func newClient(endpoint, region string, end ca.Endpoint, credentials aws.CredentialsProvider, attempts int, dial dialer) *awsapi.Client {
 	return awsapi.NewClient(awsapi.ClientOptions{
 		Endpoint: endpoint, Region: region, Credentials: credentials,
 		TLS:       end.ClientConfig(ca.Name{Role: ca.Service}),
-		UserAgent: "rehost-agent/" + Version, Timeout: callTimeout, Attempts: attempts,
+		UserAgent: "rehost-agent/" + Version, Timeout: callTimeout, Attempts: attempts, DialContext: dial,
 	})
 }
 

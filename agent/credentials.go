@@ -18,6 +18,7 @@ import (
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/ca"
+	"rehost/tunnel"
 )
 
 // Credentials are an access key, of whoever installs the agent or of the
@@ -45,6 +46,8 @@ type identity struct {
 	dir    stateDir
 	server string // source server id
 	client *awsapi.Client
+	vpn    *vpn   // nil without
+	moved  func() // another key of the VPN is in use; nil: nobody cares
 	log    *slog.Logger
 	now    func() time.Time
 	share  float64 // of a certificate's life after which it is renewed; 0 is the default
@@ -73,8 +76,26 @@ func openIdentity(dir stateDir, config Config, bundle *ca.Bundle, log *slog.Logg
 		return nil, fmt.Errorf("read certificate %s: it names %v, not source server %s: %w", dir.path(pairFile), name, config.SourceServerID, errors.Join(ca.ErrName, err))
 	}
 	id := &identity{dir: dir, server: config.SourceServerID, log: log, now: time.Now, pair: pair}
-	id.client = newClient(config.Endpoint, config.Region, ca.Endpoint{Bundle: bundle, Certificate: id.certificate}, aws.CredentialsProviderFunc(id.credentials), 1)
+	var dial dialer
+	if config.VPN {
+		if id.vpn, err = openVPN(dir, log); err != nil {
+			return nil, err
+		}
+		dial = id.vpn.dialService
+	}
+	id.client = newClient(config.Endpoint, config.Region, ca.Endpoint{Bundle: bundle, Certificate: id.certificate}, aws.CredentialsProviderFunc(id.credentials), 1, dial)
 	return id, nil
+}
+
+// close ends the connections.
+func (id *identity) close() {
+	id.client.Close()
+	if id.vpn == nil {
+		return
+	}
+	if err := id.vpn.close(); err != nil {
+		id.log.Warn("the VPN did not end well", "err", err)
+	}
 }
 
 func (id *identity) certificate() (*tls.Certificate, error) {
@@ -147,14 +168,28 @@ func (id *identity) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := ask(ctx, id, formgn.IssueClientCertificateForMgn, &formgn.IssueClientCertificateForMgnRequest{
-		SourceServerID: id.server, CertificateSigningRequest: text})
+	in := &formgn.IssueClientCertificateForMgnRequest{SourceServerID: id.server, CertificateSigningRequest: text}
+	var secret tunnel.Key
+	if id.vpn != nil {
+		secret = tunnel.NewKey()
+		in.TunnelKey = pointer(secret.Public().String())
+	}
+	out, err := ask(ctx, id, formgn.IssueClientCertificateForMgn, in)
 	if err != nil {
 		return err
 	}
 	pair, err := issued(out, key, id.server)
 	if err != nil {
 		return err
+	}
+	if id.vpn != nil {
+		next, err := newVPNState(secret, out.Tunnel)
+		if err == nil {
+			err = id.vpn.replace(next)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := replacePair(id.dir, pair); err != nil {
 		return err
@@ -163,6 +198,9 @@ func (id *identity) renew(ctx context.Context) error {
 	id.pair = pair
 	id.mu.Unlock()
 	id.client.Close()
+	if id.vpn != nil && id.moved != nil {
+		id.moved()
+	}
 	id.log.Info("certificate renewed", "serial", ca.Serial(pair.Leaf), "notAfter", pair.Leaf.NotAfter)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"rehost/awsapi"
 	"rehost/ca"
 	"rehost/capture"
+	"rehost/tunnel"
 	"rehost/wire"
 )
 
@@ -31,7 +32,16 @@ func Hint(err error) string {
 	var missing *missingError
 	var stranger *strangerError
 	var ambiguous *ambiguousError
+	var unanswered *tunnel.HandshakeError
 	switch {
+	case errors.As(err, &unanswered) && unanswered.Err != nil:
+		return "the address of the service's VPN is not to be found: check this machine's DNS, and what the service was started with (rehost serve --vpn)"
+	case errors.As(err, &unanswered):
+		return "let this machine send UDP to " + unanswered.Endpoint + " and get answers; if it may, the service does not know its key: an invitation that was used or is over (rehost vpn invite makes another), an agent that was taken out, or off for longer than its certificate lasts (install again)"
+	case errors.Is(err, tunnel.ErrInvitation):
+		return "rehost vpn invite, where the service is, prints one: give the file as it is"
+	case errors.Is(err, errNoVPN):
+		return "install without --vpn, or have the service started with it (rehost serve --vpn)"
 	case errors.As(err, &unread):
 		return "the kernel's log (dmesg) and smartctl -a " + unread.First.Disk + " say what is wrong with the disk; a bad sector is replaced when it is written to; points so far stay as they are"
 	case errors.Is(err, capture.ErrGone), errors.As(err, &missing):

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"rehost/capture"
 	"rehost/capture/bpf"
 	"rehost/capture/freeze"
+	"rehost/tunnel"
 )
 
 // A Prompter asks whoever installs for what is missing.
@@ -48,6 +50,8 @@ type InstallOptions struct {
 	AutoReplicate  bool          // disks that come later are replicated too
 	CopyFree       bool          // copy also what no file system has in use
 	Service        string        // one of the Service constants; "" is what the machine has
+	VPN            bool          // the agent goes through the service's VPN
+	VPNInvitation  string        // file: this installation does, too
 	BPFFS          string        // where the BPF file system is mounted; "" is /sys/fs/bpf
 	Limits         Limits        // what the agent holds itself to
 	NoFreeze       bool          // never freeze file systems
@@ -78,7 +82,16 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	bundle, err := findBundle(ctx, o.Endpoint, o.CA, o.CAFingerprint)
+	var dial dialer
+	if o.VPNInvitation != "" {
+		invited, err := readInvitation(o.VPNInvitation, o.Log)
+		if err != nil {
+			return nil, err
+		}
+		defer invited.Close()
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return invited.Dial(ctx, tunnel.APIPort) }
+	}
+	bundle, err := findBundle(ctx, o.Endpoint, o.CA, o.CAFingerprint, dial)
 	if err != nil {
 		return nil, err
 	}
@@ -87,21 +100,25 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 		return nil, err
 	}
 	o.probe(disks)
-	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Bundle: bundle, Certificate: previous(stateDir(o.StateDir), bundle)}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4)
+	c := newClient(o.Endpoint, o.Region, ca.Endpoint{Bundle: bundle, Certificate: previous(stateDir(o.StateDir), bundle)}, aws.CredentialsProviderFunc(o.Credentials.fixed), 4, dial)
 	defer c.Close()
-	if _, err := awsapi.Call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{}); err != nil {
+	role, err := awsapi.Call(ctx, c, formgn.VerifyClientRoleForMgn, &formgn.VerifyClientRoleForMgnRequest{})
+	if err != nil {
 		return nil, err
+	}
+	if o.VPN && role.Tunnel == nil {
+		return nil, errNoVPN
 	}
 	config, registered, err := o.register(ctx, c, disks)
 	if err != nil {
 		return nil, err
 	}
 	o.say("Registered as source server %s.", config.SourceServerID)
-	pair, err := enrol(ctx, c, config.SourceServerID)
+	pair, way, err := o.enrol(ctx, c, config.SourceServerID)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.settle(ctx, config, bundle, pair); err != nil {
+	if err := o.settle(ctx, config, bundle, pair, way); err != nil {
 		return nil, err
 	}
 	out := &Installed{SourceServerID: config.SourceServerID, ARN: registered.Arn, New: registered.IsNew != nil && *registered.IsNew, Service: config.Service}
@@ -134,6 +151,7 @@ func (o *InstallOptions) complete() (err error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	o.VPN = o.VPN || o.VPNInvitation != ""
 	if o.Service == "" {
 		o.Service = ServiceDetached
 		if systemdRuns() {
@@ -279,27 +297,51 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, NoFreeze: o.NoFreeze, FreezeAfter: o.FreezeAfter.Seconds(), Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, VPN: o.VPN, NoFreeze: o.NoFreeze, FreezeAfter: o.FreezeAfter.Seconds(), Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
 	}, out, nil
 }
 
-// enrol makes the agent's key, which never leaves this machine, and has it certified.
-func enrol(ctx context.Context, c *awsapi.Client, server string) (tls.Certificate, error) {
+// enrol makes the agent's key, which never leaves this machine, and has it
+// certified; with a VPN, the key of that too, and tries it: a port that is
+// blocked is to be found out before anything is written. Way is nil without.
+func (o *InstallOptions) enrol(ctx context.Context, c *awsapi.Client, server string) (pair tls.Certificate, way *vpnState, err error) {
 	key, text, err := newRequest()
 	if err != nil {
-		return tls.Certificate{}, err
+		return pair, nil, err
 	}
-	out, err := awsapi.Call(ctx, c, formgn.IssueClientCertificateForMgn, &formgn.IssueClientCertificateForMgnRequest{
-		SourceServerID: server, CertificateSigningRequest: text})
+	in := &formgn.IssueClientCertificateForMgnRequest{SourceServerID: server, CertificateSigningRequest: text}
+	var secret tunnel.Key
+	if o.VPN {
+		secret = tunnel.NewKey()
+		in.TunnelKey = pointer(secret.Public().String())
+	}
+	out, err := awsapi.Call(ctx, c, formgn.IssueClientCertificateForMgn, in)
 	if err != nil {
-		return tls.Certificate{}, err
+		return pair, nil, err
 	}
-	return issued(out, key, server)
+	if pair, err = issued(out, key, server); err != nil || !o.VPN {
+		return pair, nil, err
+	}
+	state, err := newVPNState(secret, out.Tunnel)
+	if err != nil {
+		return pair, nil, err
+	}
+	client, err := state.open(o.Log)
+	if err != nil {
+		return pair, nil, err
+	}
+	defer client.Close()
+	conn, err := client.Dial(ctx, tunnel.APIPort)
+	if err != nil {
+		return pair, nil, fmt.Errorf("try the VPN: %w", err)
+	}
+	o.say("The VPN leads to %s.", state.Endpoint)
+	return pair, &state, conn.Close()
 }
 
 // settle writes the state, the configuration last since it is what makes an
 // installation one, and starts the agent. An agent that ran before ends first.
-func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.Bundle, pair tls.Certificate) (err error) {
+func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.Bundle, pair tls.Certificate, way *vpnState) (err error) {
 	dir := stateDir(o.StateDir)
 	if _, err = dir.create(); err != nil {
 		return err
@@ -327,8 +369,13 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 	if err != nil {
 		return err
 	}
+	keepVPN := func() error { return dropVPN(dir) }
+	if way != nil {
+		keepVPN = func() error { return replaceVPN(dir, *way) }
+	}
 	err = errors.Join(
 		dir.write(rootFile, []byte(bundle.Text()), true),
+		keepVPN(),
 		replacePair(dir, pair),
 		dir.save(pairingFile, pairing{Version: stateVersion}),
 		dir.setLimits(o.Limits),

@@ -242,7 +242,7 @@ func TestInstall_FailsLate(t *testing.T) {
 	config := Config{Version: 99} // cannot be run: the agent ends at once
 	o.Service = ServiceDetached
 	config.Service = o.Service
-	if err := o.settle(t.Context(), config, w.authority.Bundle(), pair); err == nil || !strings.Contains(err.Error(), "ended at once") {
+	if err := o.settle(t.Context(), config, w.authority.Bundle(), pair, nil); err == nil || !strings.Contains(err.Error(), "ended at once") {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := os.Stat(w.state); !errors.Is(err, fs.ErrNotExist) {

@@ -431,10 +431,12 @@ func (a *agent) dialWire(ctx context.Context, p pairing) (session, error) {
 		}
 		return nil
 	}
-	s, err := wire.Dial(ctx, wire.Config{
-		Address: p.Address, TLS: config,
-		Server: a.config.SourceServerID, Disks: p.Disks, Generation: p.Generation, Version: Version,
-	})
+	to := wire.Config{Address: p.Address, TLS: config,
+		Server: a.config.SourceServerID, Disks: p.Disks, Generation: p.Generation, Version: Version}
+	if a.identity.vpn != nil {
+		to.DialContext = a.identity.vpn.dialReplication
+	}
+	s, err := wire.Dial(ctx, to)
 	if err != nil {
 		return nil, err // not a typed nil
 	}

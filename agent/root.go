@@ -28,7 +28,7 @@ func loadBundle(path string) (*ca.Bundle, error) {
 // root in the file that has the fingerprint is. While the authority is replaced
 // it has two roots, and the file or fingerprint of either will do: each vouches
 // for the service, which then tells the agent of the other.
-func findBundle(ctx context.Context, endpoint, file, fingerprint string) (*ca.Bundle, error) {
+func findBundle(ctx context.Context, endpoint, file, fingerprint string, dial dialer) (*ca.Bundle, error) {
 	if file != "" {
 		bundle, err := loadBundle(file)
 		if err != nil || fingerprint == "" {
@@ -48,7 +48,7 @@ func findBundle(ctx context.Context, endpoint, file, fingerprint string) (*ca.Bu
 	if err != nil {
 		return nil, err
 	}
-	root, err := ca.FetchRoot(ctx, u.Host, fingerprint)
+	root, err := ca.FetchRoot(ctx, u.Host, fingerprint, dial)
 	if err != nil {
 		return nil, err
 	}

@@ -146,6 +146,7 @@ func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
 	}
 	a.replication = replication{log: a.log, open: a.openCapture, dial: a.dialWire, pair: a.pair, note: a.noteFailure, keep: a.remember, end: a.endCapture, now: time.Now}
 	a.replication.init(p)
+	a.identity.moved = a.replication.renew
 	a.board.setPairing(p)
 	return a, nil
 }
@@ -161,7 +162,7 @@ func (a *agent) run(ctx context.Context) error {
 	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })
 	a.log.Info("agent started", "server", a.config.SourceServerID, "version", Version)
 	all.Wait()
-	defer a.identity.client.Close()
+	defer a.identity.close()
 	if cause := context.Cause(ctx); errors.Is(cause, errUninstall) {
 		return a.uninstall()
 	}
@@ -259,6 +260,10 @@ func (a *agent) obey(out *formgn.GetAgentCommandForMgnResponse) {
 	}
 	if out.BandwidthThrottling != nil {
 		throttling = *out.BandwidthThrottling
+	}
+	if out.ReplicatorAddress != "" && want.Address != "" && out.ReplicatorAddress != want.Address {
+		a.log.Info("the replication server is to be reached elsewhere", "address", out.ReplicatorAddress)
+		a.replication.renew()
 	}
 	if !a.replication.command(name, throttling, out.Retry != nil && *out.Retry) {
 		return

@@ -41,6 +41,7 @@ const (
 	statusFile  = "status.json"
 	rescanFile  = "rescan"
 	limitsFile  = "limits.json"
+	vpnFile     = "vpn.json"
 	lockFile    = "agent.pid"
 	logFile     = "agent.log"
 	programFile = "rehost-agent"
@@ -71,6 +72,7 @@ type Config struct {
 	FreezeAfter    float64   `json:"freezeAfterSeconds,omitempty"` // without a point; 0 is capture.DefaultFreezeAfter
 	Service        string    `json:"service"`                      // systemd, detached or none
 	BPFFS          string    `json:"bpffs,omitempty"`              // where the BPF file system is; "" is defaultBPFFS
+	VPN            bool      `json:"vpn,omitempty"`                // calls go through the service's VPN
 	Installed      time.Time `json:"installed"`
 }
 

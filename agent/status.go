@@ -58,6 +58,7 @@ type Status struct {
 
 	CertificateEnds time.Time `json:"certificateEnds,omitzero"`
 	Renewal         string    `json:"renewal,omitempty"` // why the certificate is not renewed
+	VPN             string    `json:"vpn,omitempty"`     // where calls go through, and when it last answered
 }
 
 // A DiskLine is one disk in a [Status]; numbers are bytes.
@@ -146,6 +147,9 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	}
 	if s.Service != "" {
 		line("Control plane", "%s", s.Service)
+	}
+	if s.VPN != "" {
+		line("VPN", "%s", s.VPN)
 	}
 	if s.Renewal != "" {
 		line("Certificate", "ends %s and is NOT RENEWED: %s", s.CertificateEnds.UTC().Format(time.RFC3339), s.Renewal)
@@ -257,6 +261,9 @@ func (a *agent) status() Status {
 	}
 	if err := a.identity.overdue(); err != nil {
 		s.Renewal = err.Error()
+	}
+	if a.identity.vpn != nil {
+		s.VPN = a.identity.vpn.line()
 	}
 	if failure != nil && s.State != "STOPPED" && s.State != "PAUSED" {
 		s.Error, s.Hint = failure.Error(), Hint(failure)

@@ -25,7 +25,7 @@ func (a *agent) uninstall() error {
 	if err := confirm(ctx, a.identity); err != nil {
 		a.log.Warn("the uninstallation is not confirmed to the service", "err", err)
 	}
-	a.identity.client.Close()
+	a.identity.close()
 	if err := removeService(a.config.Service, false); err != nil {
 		a.log.Warn("service is not removed", "err", err)
 	}
@@ -77,7 +77,7 @@ func farewell(ctx context.Context, d stateDir, config Config, log *slog.Logger) 
 		log.Warn("the service is not told", "err", err)
 		return false
 	}
-	defer id.client.Close()
+	defer id.close()
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	_, err = ask(ctx, id, formgn.SendAgentLogsForMgn, &formgn.SendAgentLogsForMgnRequest{SourceServerID: id.server,

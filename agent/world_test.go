@@ -32,6 +32,7 @@ import (
 	"rehost/internal/fault"
 	"rehost/receive"
 	"rehost/store"
+	"rehost/tunnel"
 	"rehost/wire"
 )
 
@@ -78,6 +79,8 @@ type world struct {
 	keys     store.Keyring
 	storeDir string
 
+	hub *tunnel.Hub // if there is one, nothing else is open
+
 	disks []*fault.Disk
 	gone  map[int]bool // disks that are replicated no more
 	state string       // directory of the agent
@@ -95,6 +98,7 @@ type world struct {
 	registers  int
 	revoked    map[string]bool
 	issuedN    int
+	peers      []tunnel.Peer // of the hub, the newest last
 	reports    []formgn.UpdateAgentBacklogForMgnRequest
 	lines      []formgn.LogLine
 	metrics    map[string]float64
@@ -200,9 +204,16 @@ func (w *world) verifyPeer(_ context.Context, leaf *x509.Certificate) (string, e
 	return name.ID, err
 }
 
+func (w *world) listen(address string, inside uint16) (net.Listener, error) {
+	if w.hub != nil {
+		return w.hub.Listen(inside)
+	}
+	return net.Listen("tcp", address)
+}
+
 func (w *world) startService() {
 	w.t.Helper()
-	l, err := net.Listen("tcp", w.address)
+	l, err := w.listen(w.address, tunnel.APIPort)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -230,7 +241,7 @@ func (w *world) startReceiver() {
 		w.t.Fatal(err)
 	}
 	w.certify()
-	l, err := net.Listen("tcp", w.dataAt)
+	l, err := w.listen(w.dataAt, tunnel.ReplicationPort)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -315,7 +326,7 @@ func isDisk(d formgn.Disk) string {
 func (w *world) handle() {
 	type ctx = context.Context
 	awsapi.Handle(w.api, formgn.VerifyClientRoleForMgn, func(ctx, *formgn.VerifyClientRoleForMgnRequest) (*formgn.VerifyClientRoleForMgnResponse, error) {
-		return nil, nil
+		return &formgn.VerifyClientRoleForMgnResponse{Tunnel: w.tunnel()}, nil
 	})
 	awsapi.Handle(w.api, formgn.RegisterAgentForMgn, func(_ ctx, in *formgn.RegisterAgentForMgnRequest) (*formgn.RegisterAgentForMgnResponse, error) {
 		w.mu.Lock()
@@ -335,9 +346,13 @@ func (w *world) handle() {
 			return nil, err
 		}
 		w.mu.Lock()
+		defer w.mu.Unlock()
 		w.issuedN++
-		w.mu.Unlock()
-		return &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(cert...)), CertificateAuthority: string(ca.EncodeCertificates(w.authority.Root()))}, nil
+		out := &formgn.IssueClientCertificateForMgnResponse{Certificate: string(ca.EncodeCertificates(cert...)), CertificateAuthority: string(ca.EncodeCertificates(w.authority.Root()))}
+		if in.TunnelKey != nil {
+			out.Tunnel, err = w.letIn(*in.TunnelKey), nil
+		}
+		return out, err
 	})
 	awsapi.Handle(w.api, formgn.CreateSessionForMgn, func(c ctx, _ *formgn.CreateSessionForMgnRequest) (*formgn.CreateSessionForMgnResponse, error) {
 		id := awsapi.CallerOf(c).Peer

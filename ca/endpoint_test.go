@@ -274,23 +274,23 @@ func TestFetchRoot(t *testing.T) {
 	}
 	good := serve(must(a.IssueService(nil, nil)))
 	for _, print := range []string{a.Fingerprint(), strings.ToUpper(a.Fingerprint()), a.Fingerprint()[:2] + ":" + a.Fingerprint()[2:]} {
-		if root, err := ca.FetchRoot(t.Context(), good, print); err != nil || !root.Equal(a.Root()) {
+		if root, err := ca.FetchRoot(t.Context(), good, print, nil); err != nil || !root.Equal(a.Root()) {
 			t.Errorf("%s: got %v, %v", print, root, err)
 		}
 	}
-	if root, err := ca.FetchRoot(t.Context(), good, foreign.Fingerprint()); !errors.Is(err, ca.ErrFingerprint) || root != nil {
+	if root, err := ca.FetchRoot(t.Context(), good, foreign.Fingerprint(), nil); !errors.Is(err, ca.ErrFingerprint) || root != nil {
 		t.Errorf("wrong fingerprint: got %v, %v", root, err)
 	}
-	if _, err := ca.FetchRoot(t.Context(), good, "abc"); err == nil {
+	if _, err := ca.FetchRoot(t.Context(), good, "abc", nil); err == nil {
 		t.Error("a malformed fingerprint was taken")
 	}
 	// The right root in the chain proves nothing if the leaf is not of it.
 	impostor := must(foreign.IssueService(nil, nil))
 	impostor.Certificate[1] = a.Root().Raw
-	if root, err := ca.FetchRoot(t.Context(), serve(impostor), a.Fingerprint()); err == nil || root != nil {
+	if root, err := ca.FetchRoot(t.Context(), serve(impostor), a.Fingerprint(), nil); err == nil || root != nil {
 		t.Errorf("impostor with the genuine root appended: got %v, %v", root, err)
 	}
-	if root, err := ca.FetchRoot(t.Context(), serve(must(a.IssueReplicationServer(serverID))), a.Fingerprint()); !errors.Is(err, ca.ErrName) || root != nil {
+	if root, err := ca.FetchRoot(t.Context(), serve(must(a.IssueReplicationServer(serverID))), a.Fingerprint(), nil); !errors.Is(err, ca.ErrName) || root != nil {
 		t.Errorf("replication server instead of the service: got %v, %v", root, err)
 	}
 }

@@ -28,8 +28,9 @@ func Fingerprint(cert *x509.Certificate) string {
 // FetchRoot asks the API endpoint at address (host:port) for the authority's
 // root and returns it if its fingerprint is the given one (case and colons do
 // not matter) and the endpoint proves to be the service under that root.
-// Nothing is sent to a server that does not.
-func FetchRoot(ctx context.Context, address, fingerprint string) (*x509.Certificate, error) {
+// Nothing is sent to a server that does not. Dial makes the connection; nil is
+// [net.Dialer].
+func FetchRoot(ctx context.Context, address, fingerprint string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (*x509.Certificate, error) {
 	want, err := hex.DecodeString(strings.ReplaceAll(fingerprint, ":", ""))
 	if err != nil || len(want) != sha256.Size {
 		return nil, fmt.Errorf("fingerprint %q is not %d hexadecimal digits", fingerprint, 2*sha256.Size)
@@ -50,12 +51,17 @@ func FetchRoot(ctx context.Context, address, fingerprint string) (*x509.Certific
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	dialer := tls.Dialer{NetDialer: &net.Dialer{}, Config: config}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	conn, err := dial(ctx, "tcp", address)
+	if err == nil {
+		err = tls.Client(conn, config).HandshakeContext(ctx)
+		conn.Close()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch root from %s: %w", address, err)
 	}
-	conn.Close()
 	return root, nil
 }
 

@@ -126,7 +126,7 @@ func TestServe_CA(t *testing.T) {
 	if roots()[0] != old {
 		t.Error("the new root issues before the agent has it")
 	}
-	if fetched, err := ca.FetchRoot(t.Context(), strings.TrimPrefix(r.api, "https://"), old); err != nil || ca.Fingerprint(fetched) != old {
+	if fetched, err := ca.FetchRoot(t.Context(), strings.TrimPrefix(r.api, "https://"), old, nil); err != nil || ca.Fingerprint(fetched) != old {
 		t.Errorf("an installer with the old fingerprint: %v", err)
 	}
 	next := roots()[1]
@@ -139,7 +139,7 @@ func TestServe_CA(t *testing.T) {
 		t.Errorf("ls says\n%s", r.ca("ls"))
 	}
 	for what, print := range map[string]string{"old": old, "new": next} {
-		if _, err := ca.FetchRoot(t.Context(), strings.TrimPrefix(r.api, "https://"), print); err != nil {
+		if _, err := ca.FetchRoot(t.Context(), strings.TrimPrefix(r.api, "https://"), print, nil); err != nil {
 			t.Errorf("an installer with the %s fingerprint: %v", what, err)
 		}
 	}

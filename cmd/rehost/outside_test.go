@@ -165,7 +165,7 @@ func TestServe_Outside(t *testing.T) {
 	if err != nil || first.Subject.CommonName != "127.0.0.1.example" {
 		t.Fatal("a stranger is not shown the certificate from elsewhere:", err)
 	}
-	if _, err := ca.FetchRoot(t.Context(), api.Host, ca.Fingerprint(r.root)); err != nil {
+	if _, err := ca.FetchRoot(t.Context(), api.Host, ca.Fingerprint(r.root), nil); err != nil {
 		t.Error("an agent is not shown the service's:", err)
 	}
 	// An agent that was given the foreign authority believes nobody here.
