@@ -40,7 +40,7 @@ func main() {
 	out := flag.String("o", "build/bench.json", "where to write the medians")
 	dir := flag.String("dir", "build", "directory on the disk to measure with; needs 30 GiB")
 	flag.IntVar(&b.rounds, "rounds", 5, "how often each pair is measured")
-	flag.Func("only", "parts to run, of copy, rescan, age, idle, memory, overhead; all by default", func(names string) error {
+	flag.Func("only", "parts to run, of copy, rescan, age, idle, memory, overhead, vpn; all by default", func(names string) error {
 		b.only = strings.Split(names, ",")
 		return nil
 	})
@@ -61,7 +61,7 @@ type part struct {
 }
 
 func (b *bench) parts() []part {
-	return []part{{"copy", b.fullCopy}, {"rescan", b.rescan}, {"age", b.pointAge}, {"idle", b.idle}, {"memory", b.memory}, {"overhead", b.overhead}}
+	return []part{{"copy", b.fullCopy}, {"rescan", b.rescan}, {"age", b.pointAge}, {"idle", b.idle}, {"memory", b.memory}, {"overhead", b.overhead}, {"vpn", b.vpn}}
 }
 
 func (b *bench) run(ctx context.Context, dir, out string) (err error) {
