@@ -16,6 +16,7 @@ var layers = map[string][]string{
 	"fence":               nil,
 	"fence/nft":           {"fence"},
 	"block":               nil,
+	"release":             nil,
 	"ca":                  nil,
 	"capture":             {"block", "capture/bpf", "internal/loop"},
 	"capture/bpf":         nil,
@@ -41,7 +42,7 @@ var layers = map[string][]string{
 	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
 	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch", "tunnel"},
-	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "tunnel", "awsapi", "awsapi/formgn"},
+	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "tunnel", "awsapi", "awsapi/formgn", "release"},
 	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together
 	"cmd/rehost-agent":    {"agent", "capture/freeze"},
@@ -62,7 +63,7 @@ var layers = map[string][]string{
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "capture/freeze", "internal/loop", "wire", "tunnel", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "capture/freeze", "internal/loop", "wire", "tunnel", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent", "release"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()
