@@ -11,7 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptrace"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,8 +31,8 @@ func Fingerprint(cert *x509.Certificate) string {
 // FetchRoot asks the API endpoint at address (host:port) for the authority's
 // root and returns it if its fingerprint is the given one (case and colons do
 // not matter) and the endpoint proves to be the service under that root.
-// Nothing is sent to a server that does not. Dial makes the connection; nil is
-// [net.Dialer].
+// Nothing is sent to a server that does not. Dial makes the connection; with nil
+// it goes through the proxy that the environment names, if it names one.
 func FetchRoot(ctx context.Context, address, fingerprint string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (*x509.Certificate, error) {
 	want, err := hex.DecodeString(strings.ReplaceAll(fingerprint, ":", ""))
 	if err != nil || len(want) != sha256.Size {
@@ -51,15 +54,23 @@ func FetchRoot(ctx context.Context, address, fingerprint string, dial func(ctx c
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	var proven atomic.Bool // that the handshake is over, and so root is written
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(_ tls.ConnectionState, err error) { proven.Store(err == nil) }})
+	// A request and not a bare connection, so that it goes through a proxy as those
+	// that follow do. It asks for nothing, and any answer will do.
+	transport := &http.Transport{DialContext: dial, TLSClientConfig: config, DisableKeepAlives: true}
 	if dial == nil {
-		dial = new(net.Dialer).DialContext
+		transport.Proxy = http.ProxyFromEnvironment
 	}
-	conn, err := dial(ctx, "tcp", address)
-	if err == nil {
-		err = tls.Client(conn, config).HandshakeContext(ctx)
-		conn.Close()
-	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, "https://"+address+"/", nil)
 	if err != nil {
+		return nil, fmt.Errorf("fetch root from %s: %w", address, err)
+	}
+	answer, err := transport.RoundTrip(request)
+	if err == nil {
+		answer.Body.Close()
+	}
+	if !proven.Load() {
 		return nil, fmt.Errorf("fetch root from %s: %w", address, err)
 	}
 	return root, nil
