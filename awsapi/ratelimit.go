@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -200,4 +201,21 @@ func (c *call) admitCaller() error {
 		return &reasonedError{throttled(wait), "too many calls of this principal"}
 	}
 	return nil
+}
+
+// Strangers lets everyone have what h answers, as often as a source may make
+// calls that prove nothing.
+func (s *Server) Strangers(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var from netip.Addr
+		if addr, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+			from = addr.Addr().Unmap()
+		}
+		if wait := s.sources.take(sourceOf(r, from), s.Now()); wait > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int((wait+time.Second-1)/time.Second)))
+			http.Error(w, "too many requests", http.StatusTooManyRequests)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -218,5 +219,34 @@ func TestLimits_Unsigned(t *testing.T) {
 		if got, want := strings.Contains(answer, "<Code>Throttling</Code>"), i >= 3; got != want {
 			t.Errorf("call %d: throttled %v, want %v: %s", i+1, got, want, answer)
 		}
+	}
+}
+
+// TestLimits_Strangers: what everyone may have is limited with what else a source
+// does that proves nothing, and for that source only.
+func TestLimits_Strangers(t *testing.T) {
+	e, pass := limited(t, awsapi.Limits{SourceRate: 1, SourceBurst: 3})
+	h := e.api.Strangers(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+	get := func(from string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest("GET", "/install.sh", nil)
+		r.RemoteAddr = from
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w
+	}
+	for i := range 3 {
+		if w := get("[2001:db8::1]:5"); w.Code != http.StatusNoContent {
+			t.Errorf("%d: status %d", i, w.Code)
+		}
+	}
+	if w := get("[2001:db8::2]:6"); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "1" {
+		t.Errorf("of the same /64: status %d, %v", w.Code, w.Header())
+	}
+	if w := get("192.0.2.1:5"); w.Code != http.StatusNoContent {
+		t.Errorf("somebody else: status %d", w.Code)
+	}
+	pass(time.Second)
+	if w := get("[2001:db8::1]:7"); w.Code != http.StatusNoContent {
+		t.Errorf("a second later: status %d", w.Code)
 	}
 }
