@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -124,7 +125,7 @@ func TestFirstStart_FileMoved(t *testing.T) {
 // TestAgentFiles: the agent's program and its sum, and nothing beside them.
 func TestAgentFiles(t *testing.T) {
 	dir := t.TempDir()
-	files := &agentFiles{dir: filepath.Join(dir, "bin")}
+	files := &agentFiles{dir: filepath.Join(dir, "bin"), log: slog.New(slog.DiscardHandler)}
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
 		files.ServeHTTP(w, httptest.NewRequest("GET", path, nil))

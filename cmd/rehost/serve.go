@@ -47,6 +47,7 @@ type ServeCmd struct {
 	TLSKey            string   `help:"Private key (PEM) of --tls-certificate." name:"tls-key" placeholder:"FILE"`
 	VPN               string   `help:"Open a WireGuard port for agents installed with --vpn; HOST is what they are told, by default the first of --advertise." name:"vpn" placeholder:"[HOST]:PORT"`
 	NoReplicator      bool     `help:"Run no replication server: rehost replicator is started beside, on the same --data."`
+	AgentDir          string   `help:"Directory of the agent's programs that source servers download, with their sums and signature (make release). By default that of this program, or /usr/lib/rehost." placeholder:"DIR"`
 	AuditStdout       bool     `help:"Write the records of the audit log to standard output, too."`
 	AuditFileSize     int64    `help:"Size of one file of the audit log." default:"67108864" placeholder:"BYTES"`
 	AuditFiles        int      `help:"How many files of the audit log are kept." default:"9" placeholder:"N"`
@@ -122,7 +123,10 @@ func (c *ServeCmd) open(ctx context.Context, log *slog.Logger, stdout io.Writer,
 			return nil, err
 		}
 	}
-	s := &served{cmd: c, log: log, agents: &agentFiles{dir: executableDir()}}
+	s := &served{cmd: c, log: log, agents: &agentFiles{dir: c.AgentDir, log: log}}
+	if c.AgentDir == "" {
+		s.agents.dir = findAgentDir()
+	}
 	if s.hosts, err = findHosts(c.Advertise); err != nil {
 		return nil, err
 	}
@@ -264,7 +268,8 @@ func ignoreClosed(f func() error) func() error {
 func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	mux := http.NewServeMux()
 	mux.Handle("/", s.api)
-	mux.Handle("GET /agent/", s.agents)
+	mux.Handle("GET /agent/", s.api.Strangers(s.agents))
+	mux.Handle("GET /install.sh", s.api.Strangers(http.HandlerFunc(s.serveScript)))
 	config, err := s.tlsConfig()
 	if err != nil {
 		return err

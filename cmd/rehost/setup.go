@@ -221,11 +221,7 @@ func (s sessions) Revoke(ctx context.Context, id string) error {
 
 // greet prints what to do next, the first time, and that the service is ready.
 func (s *served) greet(stdout, stderr io.Writer) {
-	_, port, _ := net.SplitHostPort(s.listener.Addr().String())
-	url := "https://" + net.JoinHostPort(s.hosts.first, port)
-	if t, ok := s.listener.Addr().(*net.TCPAddr); ok && t.IP.IsLoopback() {
-		url = "https://" + s.listener.Addr().String()
-	}
+	url := s.url()
 	if s.first {
 		s.explain(stdout, url)
 	}
@@ -237,6 +233,15 @@ func (s *served) greet(stdout, stderr io.Writer) {
 		replication += ", VPN on " + s.vpn.endpoint
 	}
 	fmt.Fprintf(stderr, "rehost: ready: API on %s, %s, data in %s\n", url, replication, s.cmd.Data)
+}
+
+// url is where others are told to reach the API.
+func (s *served) url() string {
+	_, port, _ := net.SplitHostPort(s.listener.Addr().String()) // of TCP
+	if t, ok := s.listener.Addr().(*net.TCPAddr); ok && t.IP.IsLoopback() {
+		return "https://" + s.listener.Addr().String()
+	}
+	return "https://" + net.JoinHostPort(s.hosts.first, port)
 }
 
 // caBundle has clients that are not ours believe the endpoint's certificate,
@@ -259,7 +264,7 @@ func (s *served) explain(w io.Writer, url string) {
     aws mgn describe-source-servers
 
 `, s.cmd.Data, adminFile, profile, url, s.cmd.Region, s.caBundle())
-	sum, err := s.agents.digest()
+	sum, err := s.agents.sum(agentName)
 	if err != nil {
 		fmt.Fprintf(w, "The agent is not there to be downloaded: put the program rehost-agent into %s (make build does).\n\n", s.agents.dir)
 		return
@@ -271,6 +276,10 @@ one that can only install agents and ends by itself after %[3]d days (rehost key
     curl -fsSkO %[4]s/agent/%[5]s
     echo "%[6]s  %[5]s" | sha256sum -c && chmod +x %[5]s
     ./%[5]s install --endpoint %[4]s --region %[7]s --ca-fingerprint %[8]s
+
+Or, where %[1]s/ca.pem was copied to that server (wget does as well):
+
+    curl -fsS --cacert ca.pem %[4]s/install.sh | sh
 
 `, s.cmd.Data, installerFile, int(installerLife.Hours()/24), url, agentName, sum, s.cmd.Region, s.authority.Fingerprint())
 }
