@@ -33,7 +33,10 @@ func Hint(err error) string {
 	var stranger *strangerError
 	var ambiguous *ambiguousError
 	var unanswered *tunnel.HandshakeError
+	var room *roomError
 	switch {
+	case errors.As(err, &room):
+		return room.hint
 	case errors.As(err, &unanswered) && unanswered.Err != nil:
 		return "the address of the service's VPN is not to be found: check this machine's DNS, and what the service was started with (rehost serve --vpn)"
 	case errors.As(err, &unanswered):

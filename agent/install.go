@@ -56,6 +56,7 @@ type InstallOptions struct {
 	Limits         Limits        // what the agent holds itself to
 	NoFreeze       bool          // never freeze file systems
 	FreezeAfter    time.Duration // so long without a point; 0 is capture.DefaultFreezeAfter
+	Proxy          Proxy         // what the agent is to use, as this installation does by its environment
 
 	Machine Machine
 	System  capture.System
@@ -93,6 +94,9 @@ func Install(ctx context.Context, o InstallOptions) (_ *Installed, err error) {
 	}
 	bundle, err := findBundle(ctx, o.Endpoint, o.CA, o.CAFingerprint, dial)
 	if err != nil {
+		return nil, err
+	}
+	if err := stateDir(o.StateDir).room(); err != nil { // before the service knows of anything
 		return nil, err
 	}
 	disks, err := o.disks()
@@ -297,7 +301,7 @@ func (o *InstallOptions) register(ctx context.Context, c *awsapi.Client, disks [
 	}
 	return Config{
 		Version: stateVersion, Endpoint: o.Endpoint, Region: o.Region, SourceServerID: out.SourceServerID,
-		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, VPN: o.VPN, NoFreeze: o.NoFreeze, FreezeAfter: o.FreezeAfter.Seconds(), Service: o.Service, BPFFS: o.BPFFS, Installed: time.Now().UTC(),
+		MachineID: *properties.MachineID, Disks: disks, Known: known, AutoReplicate: o.AutoReplicate, Forced: o.ForceVolumes, NoReplication: o.NoReplication, CopyFree: o.CopyFree, VPN: o.VPN, NoFreeze: o.NoFreeze, FreezeAfter: o.FreezeAfter.Seconds(), Service: o.Service, BPFFS: o.BPFFS, Proxy: o.Proxy, Installed: time.Now().UTC(),
 	}, out, nil
 }
 

@@ -101,6 +101,7 @@ func Run(ctx context.Context, o RunOptions) error {
 	if err := sameMachine(config, o.Machine); err != nil {
 		return err
 	}
+	config.heedProxy()
 	lock, err := dir.lock()
 	if err != nil {
 		return err
@@ -188,7 +189,7 @@ func (a *agent) commands(ctx context.Context) {
 			if _, before, _ := a.board.read(); before == nil {
 				a.log.Warn("the service cannot be asked; replication goes on as it was told last", "err", err)
 			}
-			a.board.setService(err)
+			a.board.setService(err, a.now())
 			if a.disowned(err) {
 				a.log.Warn("the service and the replication server both say that this source server is disconnected: uninstalling")
 				a.stop(errUninstall)
@@ -200,7 +201,7 @@ func (a *agent) commands(ctx context.Context) {
 		if _, before, _ := a.board.read(); before != nil {
 			a.log.Info("the service answers again")
 		}
-		a.board.setService(nil)
+		a.board.setService(nil, a.now())
 		delay = 2 * a.options.poll // halved by the jitter, on average three quarters of it
 		if out.Command == formgn.AgentCommandUninstall {
 			a.stop(errUninstall)

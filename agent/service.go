@@ -81,7 +81,7 @@ func startService(ctx context.Context, kind, program string, dir stateDir) error
 // removeService undoes startService. Without stop the agent goes on until it
 // ends by itself.
 func removeService(kind string, stop bool) error {
-	if kind != ServiceSystemd {
+	if _, err := os.Lstat(unitPath); kind != ServiceSystemd || errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -73,6 +73,7 @@ type Config struct {
 	Service        string    `json:"service"`                      // systemd, detached or none
 	BPFFS          string    `json:"bpffs,omitempty"`              // where the BPF file system is; "" is defaultBPFFS
 	VPN            bool      `json:"vpn,omitempty"`                // calls go through the service's VPN
+	Proxy          Proxy     `json:"proxy,omitzero"`               // of the machine, for HTTPS
 	Installed      time.Time `json:"installed"`
 }
 

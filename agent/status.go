@@ -30,6 +30,7 @@ type Status struct {
 	Error    string     `json:"error,omitempty"`   // why replication does not go on
 	Hint     string     `json:"hint,omitempty"`    // what to do about it
 	Service  string     `json:"service,omitempty"` // why the service cannot be asked
+	Answered time.Time  `json:"serviceAnswered,omitzero"`
 	Tracking string     `json:"tracking,omitempty"`
 	Reason   string     `json:"trackingReason,omitempty"`
 	Keeps    string     `json:"trackingKeeps,omitempty"` // whether it goes on without the agent
@@ -231,12 +232,24 @@ type board struct {
 	mu      sync.Mutex // guards:
 	failure error      // why replication does not go on
 	service error      // why the service cannot be asked
+	asked   time.Time  // when it has answered last; zero is never
 	command pairing
 	spare   []SpareDisk
 }
 
 func (b *board) setFailure(err error) { b.mu.Lock(); b.failure = err; b.mu.Unlock() }
-func (b *board) setService(err error) { b.mu.Lock(); b.service = err; b.mu.Unlock() }
+
+// setService notes that the service has answered, or why it has not.
+func (b *board) setService(err error, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.service = err; err == nil {
+		b.asked = now
+	}
+}
+
+func (b *board) answered() time.Time { b.mu.Lock(); defer b.mu.Unlock(); return b.asked }
+
 func (b *board) setPairing(p pairing) { b.mu.Lock(); b.command = p; b.mu.Unlock() }
 
 func (b *board) setSpare(s []SpareDisk) { b.mu.Lock(); b.spare = s; b.mu.Unlock() }
@@ -268,6 +281,7 @@ func (a *agent) status() Status {
 	if failure != nil && s.State != "STOPPED" && s.State != "PAUSED" {
 		s.Error, s.Hint = failure.Error(), Hint(failure)
 	}
+	s.Answered = a.board.answered()
 	if service != nil {
 		s.Service = service.Error()
 	}

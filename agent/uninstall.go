@@ -62,6 +62,7 @@ func Uninstall(ctx context.Context, dir string, log *slog.Logger) (told bool, er
 		return false, fmt.Errorf("uninstall: %w", err)
 	}
 	if configErr == nil {
+		config.heedProxy()
 		told = farewell(ctx, d, config, log)
 	}
 	return told, errors.Join(unpin(d.pins(config)), d.wipe())

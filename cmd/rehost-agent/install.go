@@ -58,7 +58,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, VPN: c.VPN, VPNInvitation: c.VPNInvitation, NoFreeze: c.NoFreeze, FreezeAfter: c.FreezeAfter, BPFFS: c.BPFFS, Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, VPN: c.VPN, VPNInvitation: c.VPNInvitation, NoFreeze: c.NoFreeze, FreezeAfter: c.FreezeAfter, BPFFS: c.BPFFS, Proxy: agent.EnvironmentProxy(), Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone
