@@ -10,5 +10,6 @@
 // shows what a running agent does, and [Rescan] has it compare everything.
 package agent
 
-// Version of the agent, as the service sees it.
-const Version = "0.1.0"
+// Version of the agent, as the service sees it: MAJOR.MINOR.PATCH. A release's
+// build sets it (-X rehost/agent.Version=...).
+var Version = "0.1.0"

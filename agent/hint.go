@@ -15,6 +15,7 @@ import (
 	"rehost/awsapi"
 	"rehost/ca"
 	"rehost/capture"
+	"rehost/release"
 	"rehost/tunnel"
 	"rehost/wire"
 )
@@ -45,6 +46,18 @@ func Hint(err error) string {
 		return "rehost vpn invite, where the service is, prints one: give the file as it is"
 	case errors.Is(err, errNoVPN):
 		return "install without --vpn, or have the service started with it (rehost serve --vpn)"
+	case errors.Is(err, release.ErrSignature):
+		return "who has made this agent has not made what the service offers: it was not run. Its release was made with another key (then install that agent by hand), or somebody has put something else there"
+	case errors.Is(err, release.ErrSum):
+		return "it was changed on the way or where the service keeps it, and was not run: try again, and ask the service's operator if it stays so"
+	case errors.Is(err, release.ErrNotListed):
+		return "ask the service's operator to put a release there (make release; rehost serve --agent-dir)"
+	case errors.Is(err, ErrNoKeys):
+		return "copy the new program here and run its install: this machine stays the same source server"
+	case errors.Is(err, ErrOlder):
+		return "nothing was changed; --downgrade takes it nevertheless"
+	case errors.Is(err, ErrUnproven):
+		return "the version before runs again, and nothing is lost: see the agent's log for what the new one said"
 	case errors.As(err, &unread):
 		return "the kernel's log (dmesg) and smartctl -a " + unread.First.Disk + " say what is wrong with the disk; a bad sector is replaced when it is written to; points so far stay as they are"
 	case errors.Is(err, capture.ErrGone), errors.As(err, &missing):

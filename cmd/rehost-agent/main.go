@@ -24,6 +24,8 @@ type cli struct {
 	Rescan    rescanCommand    `cmd:"" help:"Compare all disks with the replica, and send what differs."`
 	Limit     limitCommand     `cmd:"" help:"Change what the agent may take of this machine."`
 	Freezer   freezerCommand   `cmd:"" help:"Be the freezer: what the service manager or the agent starts."`
+	Upgrade   upgradeCommand   `cmd:"" help:"Replace the agent by the service's version, which has to be signed."`
+	Restart   restartCommand   `cmd:"" help:"Start the agent anew, as this version does."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
 	Version   kong.VersionFlag `help:"Print the version."`
 }
@@ -146,12 +148,27 @@ func (c *limitCommand) Run() error {
 	return nil
 }
 
-type uninstallCommand struct {
+type restartCommand struct {
 	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
 }
 
 // Run implements the command.
+func (c *restartCommand) Run(ctx context.Context) error { return agent.Restart(ctx, c.StateDir) }
+
+type uninstallCommand struct {
+	StateDir  string `help:"Directory of the installation." default:"${state}" type:"path"`
+	KeepState bool   `help:"Keep key and configuration, as packages do until they are purged: upgrade --self starts the agent again."`
+}
+
+// Run implements the command.
 func (c *uninstallCommand) Run(ctx context.Context) error {
+	if c.KeepState {
+		if err := agent.Retire(ctx, c.StateDir); err != nil {
+			return err
+		}
+		fmt.Printf("The agent is stopped; its key and configuration stay in %s.\n", c.StateDir)
+		return nil
+	}
 	told, err := agent.Uninstall(ctx, c.StateDir, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		return err
