@@ -24,6 +24,7 @@ type cli struct {
 	Rescan    rescanCommand    `cmd:"" help:"Compare all disks with the replica, and send what differs."`
 	Limit     limitCommand     `cmd:"" help:"Change what the agent may take of this machine."`
 	Freezer   freezerCommand   `cmd:"" help:"Be the freezer: what the service manager or the agent starts."`
+	Doctor    doctorCommand    `cmd:"" help:"Say what this machine lacks to be replicated, and what to do."`
 	Upgrade   upgradeCommand   `cmd:"" help:"Replace the agent by the service's version, which has to be signed."`
 	Restart   restartCommand   `cmd:"" help:"Start the agent anew, as this version does."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
