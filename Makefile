@@ -3,11 +3,11 @@
 
 GO       ?= go
 GOFLAGS  += -trimpath
-VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS  := -s -w -X main.version=$(VERSION)
+VERSION  ?= $(shell sed -n 's/^var Version = "\(.*\)"/\1/p' agent/doc.go)
+LDFLAGS  := -s -w
 export CGO_ENABLED ?= 0
 
-.PHONY: help build demo test soak race bench generate lint clean
+.PHONY: help build packages release demo test soak race bench generate lint clean
 
 help:
 	@echo "make demo       replicate, launch, test and cut over a server in QEMU (KEEP=1 leaves it running)"
@@ -15,12 +15,23 @@ help:
 	@echo "make soak       an hour of faults under load, every point judged (SOAK=10m for less; SOAK_SEED=N in that order)"
 	@echo "make bench      measure against peers; writes build/bench.json"
 	@echo "make build      build/rehost, build/rehost-agent"
+	@echo "make packages   build/packages: static programs, .deb and .rpm for amd64 and arm64 (VERSION=1.2.3)"
+	@echo "make release    the same in build/release, signed (KEY=file: a minisign key, which is made if it is not there)"
 	@echo "make generate   make all generated code again (needs clang)"
 	@echo "make lint       golangci-lint with .golangci.yml"
 
 build:
 	@scripts/setup build
 	$(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o build/ ./cmd/rehost ./cmd/rehost-agent
+
+packages:
+	@scripts/setup packages
+	$(GO) run ./packaging --version $(VERSION) --out build/packages
+
+release:
+	@test -n '$(KEY)' || { echo "make release KEY=file: the minisign key that signs it; keep it where no one else gets at it, and not in this tree" >&2; exit 1; }
+	@scripts/setup release
+	$(GO) run ./packaging --version $(VERSION) --key '$(KEY)' --out build/release
 
 demo:
 	@scripts/setup demo

@@ -46,6 +46,7 @@ var layers = map[string][]string{
 	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together
 	"cmd/rehost-agent":    {"agent", "capture/freeze"},
+	"packaging":           {"release"},
 	"internal/fault":      {"block", "internal/loop"},
 	"internal/loop":       nil,
 	"internal/sshd":       nil,

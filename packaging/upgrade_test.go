@@ -1,0 +1,162 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"aead.dev/minisign"
+)
+
+// TestUpgrade replaces a running agent by the next release: tracking goes on and
+// nothing is copied anew; what is not signed, older, broken or cut off leaves the
+// version that runs.
+func TestUpgrade(t *testing.T) {
+	w := newWorld(t)
+	w.disk.Overwrite(t, 0, []byte("before"))
+	if out, err := w.sh(w.curl(w.installArgs())); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	first := w.until("replication", continuous)
+	if out, err := w.agentRun("upgrade"); err != nil || !strings.Contains(out, "of version 0.1.0 already") {
+		t.Fatalf("to the same version: %v: %s", err, out)
+	}
+
+	same := func(name string) {
+		t.Helper()
+		s := w.status()
+		if s.PID != first.PID || s.Version != "0.1.0" || !s.Running {
+			t.Errorf("%s: it is another agent: %+v", name, s)
+		}
+		w.clean(name)
+	}
+	refused := func(name string, words ...string) {
+		t.Helper()
+		out, err := w.agentRun("upgrade")
+		if err == nil {
+			t.Errorf("%s: it is taken: %s", name, out)
+		}
+		for _, word := range words {
+			if !strings.Contains(out, word) {
+				t.Errorf("%s: it does not say %q: %s", name, word, out)
+			}
+		}
+	}
+	// A service in the hands of somebody else, who has no key: here one that checks nothing.
+	good, err := os.ReadFile(filepath.Join(w.agent[1], "rehost-agent-linux-amd64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, stranger, err := minisign.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.believesAll()
+	w.offer("0.2.0", string(good), stranger)
+	refused("Stranger", "not signed by a key that is believed", "hint:")
+	same("Stranger")
+	w.serve(w.agent[1])
+	changed := append([]byte(nil), good...)
+	changed[len(changed)-1] ^= 1
+	if err := os.WriteFile(filepath.Join(w.serving, "rehost-agent-linux-amd64"), changed, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	refused("Tampered", "hint:")
+	same("Tampered")
+
+	w.offer("0.0.9", "#!/bin/sh\necho 0.0.9\n", w.secret())
+	refused("Older", "older version", "--downgrade")
+	same("Older")
+	w.offer("0.2.0", "#!/bin/sh\necho 0.1.5\n", w.secret())
+	refused("Mislabelled", "says that it is 0.1.5")
+	same("Mislabelled")
+	w.offer("0.2.0", "this is no program", w.secret())
+	refused("NoProgram", "exec format error")
+	same("NoProgram")
+
+	// One that starts and does not live: the version before is back.
+	w.offer("0.3.0", "#!/bin/sh\ncase $1 in --version) echo 0.3.0 ;; restart) exec "+filepath.Join(w.agent[1], "rehost-agent-linux-amd64")+" \"$@\" ;; *) exit 1 ;; esac\n", w.secret())
+	refused("Broken", "has not proven itself", "the version before runs again")
+	s := w.until("the version before", continuous)
+	if s.Version != "0.1.0" || !strings.HasPrefix(s.Keeps, "went on while no agent ran") {
+		t.Errorf("after a bad upgrade: %+v", s)
+	}
+	w.clean("Broken")
+
+	// A good one that is cut off before it is known to be: the next call finishes it.
+	w.serve(w.agent[1])
+	cmd := exec.Command(filepath.Join(w.state, "rehost-agent"), "upgrade", "--state-dir", w.state)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the next version", func(s status) bool { return s.Version == "0.2.0" && s.Running })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if _, err := os.Stat(filepath.Join(w.state, "rehost-agent.previous")); err != nil {
+		t.Fatalf("the version before is not kept: %v", err)
+	}
+	if out, _ := w.agentRun("doctor"); !strings.Contains(out, "one was interrupted") {
+		t.Errorf("doctor does not tell: %s", out)
+	}
+	w.disk.Overwrite(t, 8<<20, []byte("written meanwhile"))
+	if out, err := w.agentRun("upgrade"); err != nil || !strings.Contains(out, "of version 0.2.0 already") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s = w.until("replication", continuous)
+	if s.Version != "0.2.0" || !strings.HasPrefix(s.Keeps, "went on while no agent ran") {
+		t.Errorf("after the upgrade: %+v", s)
+	}
+	w.clean("upgraded")
+
+	// Back again, when somebody says so.
+	w.serve(w.agent[0])
+	if out, err := w.agentRun("upgrade", "--downgrade"); err != nil || !strings.Contains(out, "of version 0.1.0 now, was of 0.2.0") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	w.clean("downgraded")
+}
+
+// believesAll has the service serve whatever is there.
+func (w *world) believesAll() {
+	w.t.Helper()
+	if err := w.service.Stop(); err != nil {
+		w.t.Fatal(err)
+	}
+	c := w.service.Config
+	c.Program = filepath.Join(w.t.TempDir(), "rehost")
+	if out, err := exec.Command("go", "build", "-o", c.Program, "./cmd/rehost").CombinedOutput(); err != nil { // without keys
+		w.t.Fatalf("%v: %s", err, out)
+	}
+	w.again(c)
+}
+
+// clean wants nothing of an upgrade to be left beside the state.
+func (w *world) clean(name string) {
+	w.t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		var left []string
+		err := filepath.WalkDir(w.state, func(path string, _ fs.DirEntry, err error) error {
+			if strings.HasSuffix(path, ".previous") || strings.HasSuffix(path, ".next") {
+				left = append(left, path)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		})
+		if err == nil && len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Errorf("%s: left behind: %v, %v", name, left, err)
+			return
+		}
+	}
+}
