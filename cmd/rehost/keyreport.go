@@ -39,34 +39,46 @@ type keyEntry struct {
 }
 
 // Run lists the keys.
-func (c *KeysLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) (err error) {
-	path := filepath.Join(cli.Keys.Data, "control.db")
-	if _, err := os.Stat(path); err != nil {
-		return err // opening would make one
-	}
-	db, err := control.OpenDatabase(ctx, path)
+func (c *KeysLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
+	lines, err := c.lines(ctx, cli.Keys.Data)
 	if err != nil {
 		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	keys, err := identity.KeyStates(ctx, db.Identities())
-	if err != nil {
-		return err
-	}
-	lines, noted := []keyEntry{}, 0
-	for _, k := range keys {
-		line := c.line(k, time.Now())
-		if lines = append(lines, line); line.Note != "" {
-			noted++
-		}
 	}
 	if err := c.print(out, lines); err != nil {
 		return err
+	}
+	noted := 0
+	for _, l := range lines {
+		if l.Note != "" {
+			noted++
+		}
 	}
 	if noted > 0 {
 		return fmt.Errorf("%w: %d of %d", errKeys, noted, len(lines))
 	}
 	return nil
+}
+
+// lines are the keys of the service in a directory.
+func (c *KeysLsCmd) lines(ctx context.Context, data string) (lines []keyEntry, err error) {
+	path := filepath.Join(data, "control.db")
+	if _, err := os.Stat(path); err != nil {
+		return nil, err // opening would make one
+	}
+	db, err := control.OpenDatabase(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	keys, err := identity.KeyStates(ctx, db.Identities())
+	if err != nil {
+		return nil, err
+	}
+	lines = []keyEntry{}
+	for _, k := range keys {
+		lines = append(lines, c.line(k, time.Now()))
+	}
+	return lines, nil
 }
 
 func (c *KeysLsCmd) line(k identity.KeyState, now time.Time) keyEntry {

@@ -28,6 +28,7 @@ type CLI struct {
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
 	VPN        VPNCmd        `cmd:"" name:"vpn" help:"Let machines in that reach nothing of the service but its VPN."`
 	Keys       KeysCmd       `cmd:"" help:"List access keys, make one that can install agents, or replace the sealing key."`
+	Doctor     DoctorCmd     `cmd:"" help:"List what the running service lets others reach, and what of it is not as it should be."`
 	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
 	Install    InstallCmd    `cmd:"" help:"Install the agent on many servers over SSH."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
@@ -120,6 +121,8 @@ var outcomes = []struct {
 	{errNoKey, statusError, "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE and AWS_PROFILE, of who may create users, policies and keys"},
 	{errKeys, statusError, "aws iam update-access-key --status Inactive and aws iam delete-access-key end a key at once"},
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
+	{errExposed, statusError, "docs/guide/security.md says what each should be"},
+	{errNotRunning, statusNotFound, "start it, or name its directory with --data; run this as root or as the user it runs as"},
 	{errStillNeeded, statusError, "nothing was taken away; rehost ca export-root has moved a key that --root-key FILE names"},
 	{ca.ErrSealed, statusError, "name the sealing key that the service was started with: --sealing-key"},
 	{ca.ErrRotating, statusError, "rehost ca ls says when it issues"},

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"rehost/ca"
+	"rehost/e2e/site"
+)
+
+// exposed runs the program on a directory.
+func exposed(t *testing.T, program, data string) (e exposure, status int) {
+	t.Helper()
+	cmd := exec.Command(program, "doctor", "--exposure", "--json", "--data", data)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err == nil {
+		status = statusDone
+	} else {
+		status = cmd.ProcessState.ExitCode()
+	}
+	if len(out) > 0 {
+		if err := json.Unmarshal(out, &e); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Logf("status %d: %s", status, &said)
+	return e, status
+}
+
+// TestDoctor_Exposure looks at a real service from beside it: what it finds are its
+// two ports with what they offer, its keys and its files; and it says so when one of
+// them is not as it should be.
+func TestDoctor_Exposure(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts the whole service")
+	}
+	program, data := filepath.Join(t.TempDir(), "rehost"), filepath.Join(t.TempDir(), "data")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, status := exposed(t, program, data); status != statusNotFound {
+		t.Errorf("without a service: status %d", status)
+	}
+	s, err := site.Serve(t.Context(), site.Config{Program: program, Data: data, Advertise: "127.0.0.1", Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Kill()
+	e, status := exposed(t, program, data)
+	if status != statusDone || e.faults() != 0 {
+		t.Errorf("of a new service: status %d, %+v", status, e)
+	}
+	purposes := map[string]exposedPort{}
+	for _, p := range e.Ports {
+		purposes[p.Purpose] = p
+	}
+	for purpose, port := range map[string]int{"the API": s.Port, "replication": s.ReplicationPort} {
+		p := purposes[purpose]
+		if len(e.Ports) != 2 || p.Address != netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port)).String() || p.PID != s.PID() || p.Reach != "this machine" ||
+			p.TLS == nil || strings.Join(p.TLS.Versions, " ") != "TLS 1.3 TLS 1.2" || len(p.TLS.Suites) < 2 || time.Until(p.TLS.CertificateEnds) < least {
+			t.Errorf("%s: %+v of %d ports", purpose, p, len(e.Ports))
+		}
+	}
+	if len(e.Keys) != 2 || len(e.Files) < 6 {
+		t.Errorf("keys and files: %+v", e)
+	}
+
+	// What is wrong is found.
+	if err := os.Chmod(filepath.Join(data, "store.key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if e, status := exposed(t, program, data); status != statusError || e.faults() != 1 {
+		t.Errorf("with a key that others may read: status %d, %+v", status, e.Files)
+	}
+	var out bytes.Buffer
+	cmd := exec.Command(program, "doctor", "--exposure", "--data", data)
+	cmd.Stdout = &out
+	_ = cmd.Run()
+	if !strings.Contains(out.String(), "FAILS: others may read it") {
+		t.Errorf("it does not say so: %s", &out)
+	}
+	t.Log("\n" + out.String())
+}
+
+// TestOffered is the other side of the test above: a server with the faults that
+// ours has not, each of which has to be found.
+func TestOffered(t *testing.T) {
+	authority, err := ca.Open(t.TempDir(), ca.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := authority.ServiceCertificate(nil, []net.IP{net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*pair}, MinVersion: tls.VersionTLS10,
+		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _ = c.(*tls.Conn).Handshake(); c.Close() }()
+		}
+	}()
+	o := offered(t.Context(), l.Addr().String())
+	if o == nil || o.purpose != "the API" {
+		t.Fatalf("%+v", o)
+	}
+	for when, want := range map[time.Time][]string{
+		time.Now():                                 {"TLS 1.0 is accepted", "TLS 1.1 is accepted", "AES_128_CBC_SHA is accepted"},
+		o.CertificateEnds.Add(-time.Hour):          {"should have been renewed"},
+		o.CertificateEnds.Add(time.Hour):           {"its certificate ended"},
+		o.CertificateEnds.Add(-8 * 24 * time.Hour): {"TLS 1.0"},
+	} {
+		faults := strings.Join(o.faults(when), "; ")
+		for _, w := range want {
+			if !strings.Contains(faults, w) {
+				t.Errorf("%q is not found: %s", w, faults)
+			}
+		}
+		if strings.Contains(faults, "GCM") {
+			t.Error(faults)
+		}
+	}
+
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	go func() {
+		for {
+			c, err := plain.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("220 hello\r\n"))
+			c.Close()
+		}
+	}()
+	if o := offered(t.Context(), plain.Addr().String()); o != nil {
+		t.Errorf("a port without TLS: %+v", o)
+	}
+	c := DoctorCmd{}
+	p := c.port(t.Context(), socket{"tcp", netip.MustParseAddrPort(plain.Addr().String()), 1, "x"}, nil)
+	if len(p.Faults) != 0 || p.Purpose != "not known" {
+		t.Errorf("on loopback: %+v", p)
+	}
+	port := netip.MustParseAddrPort(plain.Addr().String()).Port()
+	p = c.port(t.Context(), socket{"tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), port), 1, "x"}, nil)
+	if len(p.Faults) != 1 || p.Reach != "everyone who reaches this machine" {
+		t.Errorf("beyond loopback: %+v", p)
+	}
+}
+
+func TestParseSocketAddress(t *testing.T) {
+	for text, want := range map[string]string{
+		"0100007F:20FB": "127.0.0.1:8443", "00000000:05DC": "0.0.0.0:1500", "00000000000000000000000000000000:05DC": "[::]:1500",
+		"0000000000000000FFFF00000100007F:05DC": "127.0.0.1:1500", "B80D01200000000000000000010000 00:1": "", "x:1": "", "0100007F": "", "0100007F:10000": "",
+	} {
+		got, err := parseSocketAddress(text)
+		if want == "" && err == nil || want != "" && got.String() != want {
+			t.Errorf("%s: %v, %v", text, got, err)
+		}
+	}
+}
