@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"rehost/fence"
 )
 
 // TestFillScript: what is filled in cannot end its quotes, and every setting is.
@@ -36,7 +38,7 @@ func TestEndpointFor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &served{hosts: h, listener: l}
+	s := &served{hosts: h, listener: fence.New(l, fence.Options{})}
 	own := "https://" + l.Addr().String()
 	for host, want := range map[string]string{
 		"rehost.test:9443":    "https://rehost.test:9443",
