@@ -32,6 +32,10 @@ func (d *doctor) network(ctx context.Context) {
 		d.note(Skipped, "service", "name it with --endpoint, and --ca or --ca-fingerprint", "nobody has said where it is")
 		return
 	}
+	if d.installed && d.config.VPN {
+		d.note(Skipped, "service", "rehost-agent status says whether the service answers", "calls go through its VPN, whose key is the running agent's")
+		return
+	}
 	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: endpoint})
 	if err != nil {
 		d.fails("proxy", err, "HTTPS_PROXY is a URL like http://proxy:3128")
@@ -88,7 +92,7 @@ func (d *doctor) resolves(ctx context.Context, name, host string) bool {
 func (d *doctor) believed(ctx context.Context, endpoint *url.URL) (*ca.Bundle, error) {
 	switch {
 	case d.CA != "" || d.CAFingerprint != "":
-		return findBundle(ctx, endpoint.String(), d.CA, normalFingerprint(d.CAFingerprint))
+		return findBundle(ctx, endpoint.String(), d.CA, normalFingerprint(d.CAFingerprint), nil)
 	case d.installed:
 		return loadBundle(d.dir.path(rootFile))
 	}
