@@ -1,0 +1,217 @@
+package privilege
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"rehost/internal/fault"
+)
+
+// stepVariable makes this test program take a step of its own, which changes a
+// process for good.
+const stepVariable = "REHOST_PRIVILEGE_TEST"
+
+var steps = map[string]func(args []string){
+	"confine": confined,
+	"sealed":  sealed,
+	"dropped": dropped,
+}
+
+func TestMain(m *testing.M) {
+	if step := os.Getenv(stepVariable); step != "" {
+		steps[step](os.Args[1:])
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// take runs a step in a process of its own.
+func take(t *testing.T, step string, args ...string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root has something to give up")
+	}
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), stepVariable+"="+step)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+// says wants lines in an output.
+func says(t *testing.T, out string, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if !strings.Contains(out, line+"\n") {
+			t.Errorf("it does not say %q:\n%s", line, out)
+		}
+	}
+}
+
+// confined is shut in with one directory, as root: what is refused here is refused to
+// anybody.
+func confined(args []string) {
+	dir, disk := args[0], args[1]
+	fmt.Println("before:", Refused(disk))
+	if _, err := Confine(dir); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("disk:", Refused(disk))
+	f, err := os.Open(disk)
+	fmt.Println("read:", err)
+	if err == nil {
+		_, err = unix.IoctlGetInt(int(f.Fd()), unix.BLKROGET)
+		fmt.Println("ask:", err)
+	}
+	fmt.Println("inside:", os.WriteFile(filepath.Join(dir, "file"), []byte("x"), 0o600))
+	fmt.Println("outside:", errno(os.WriteFile(dir+".file", []byte("x"), 0o600)))
+	fmt.Println("program:", errno(exec.Command("/bin/true").Run()))
+	fmt.Println("mount:", unix.Mount("none", dir, "tmpfs", 0, ""))
+	fmt.Println("user:", unix.Setuid(1))
+	fmt.Println("signal:", unix.Kill(os.Getppid(), 0))
+	fmt.Println("debug:", unix.PtraceAttach(os.Getppid()))
+	done := make(chan bool)
+	for range 20 { // threads are no processes
+		go func() { runtime.LockOSThread(); done <- true }()
+	}
+	for range 20 {
+		<-done
+	}
+	fmt.Println("threads: done")
+}
+
+func errno(err error) error {
+	var e unix.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return err
+}
+
+// TestConfine: a process that is shut in reads a disk and writes into its directory,
+// and does nothing else, root or not. The disk could be written to before: otherwise
+// this shows nothing.
+func TestConfine(t *testing.T) {
+	out := take(t, "confine", t.TempDir(), fault.Loop(t, 1<<20).Path)
+	says(t, out, "before: <nil>", "disk: permission denied", "read: <nil>", "ask: <nil>", "inside: <nil>", "outside: permission denied",
+		"program: operation not permitted", "mount: operation not permitted", "user: operation not permitted", "signal: operation not permitted", "debug: operation not permitted", "threads: done")
+}
+
+const testGroup = "rehost-privilege-test"
+
+func sealed(args []string) {
+	fmt.Println("before:", Refused(args[0]))
+	for range 2 { // an agent that starts again seals again
+		if err := SealDisks(testGroup); err != nil {
+			fmt.Println("SKIPPED:", err)
+			return
+		}
+	}
+	fmt.Println("disk:", Refused(args[0]))
+	f, err := os.Open(args[0])
+	fmt.Println("read:", err)
+	f.Close()
+	fmt.Println("node:", unix.Mknod(args[1], unix.S_IFBLK|0o600, int(unix.Mkdev(7, 0))))
+	fmt.Println("null:", os.WriteFile("/dev/null", nil, 0))
+}
+
+// TestSealDisks: in the control group even root cannot write to a disk, and the
+// kernel says EPERM.
+func TestSealDisks(t *testing.T) {
+	t.Cleanup(func() {
+		if err := UnsealDisks(testGroup); err != nil {
+			t.Error(err)
+		}
+	})
+	out := take(t, "sealed", fault.Loop(t, 1<<20).Path, filepath.Join(t.TempDir(), "node"))
+	if strings.Contains(out, "SKIPPED") {
+		t.Skip(out)
+	}
+	says(t, out, "before: <nil>", "disk: operation not permitted", "read: <nil>", "node: operation not permitted", "null: <nil>")
+}
+
+func dropped([]string) {
+	if os.Geteuid() == 0 {
+		fmt.Println(Drop(Account{Name: "somebody", UID: 60123, GID: 60124}, 60125, os.Environ()))
+		return
+	}
+	text, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(text)) {
+		fmt.Println(strings.Join(strings.Fields(line), " "))
+	}
+}
+
+// TestDrop: what is left are two capabilities, which nothing started from there can
+// exceed.
+func TestDrop(t *testing.T) {
+	const two = "000000c000000000" // CAP_PERFMON is 38, CAP_BPF 39
+	says(t, take(t, "dropped"), "Uid: 60123 60123 60123 60123", "Gid: 60124 60124 60124 60124", "Groups: 60125", "NoNewPrivs: 1",
+		"CapInh: "+two, "CapPrm: "+two, "CapEff: "+two, "CapBnd: "+two, "CapAmb: "+two)
+}
+
+// TestAs: root does not follow a link to where the owner of a directory could not go
+// itself, and what it makes there is the owner's. Afterwards it is root again.
+func TestAs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can be someone else")
+	}
+	const uid = 60123
+	dir := t.TempDir()
+	fault.Passage(t, dir)
+	if err := os.Chown(dir, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+	precious := filepath.Join(t.TempDir(), "precious")
+	if err := errors.Join(os.WriteFile(precious, []byte("as it was"), 0o600), os.Symlink(precious, filepath.Join(dir, "link"))); err != nil {
+		t.Fatal(err)
+	}
+	err := As(uid, uid, func() error {
+		err := As(uid, uid, func() error { return os.WriteFile(filepath.Join(dir, "own"), nil, 0o600) })
+		return errors.Join(err, os.WriteFile(filepath.Join(dir, "link"), []byte("overwritten"), 0o600))
+	})
+	if !errors.Is(err, unix.EACCES) {
+		t.Errorf("got %v, want a refusal", err)
+	}
+	if text, err := os.ReadFile(precious); string(text) != "as it was" {
+		t.Errorf("root has followed the link: %q, %v", text, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "own"), &st); err != nil || st.Uid != uid {
+		t.Errorf("the file is %d's, want %d's: %v", st.Uid, uid, err)
+	}
+}
+
+// TestReadable: the group may read a node that nobody could, and not write, and what
+// another group may is left alone.
+func TestReadable(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: nodes are made by root")
+	}
+	for _, c := range []struct {
+		mode, want uint32
+		gid, group uint32
+	}{
+		{0o600, 0o640, 0, 60125},
+		{0o660, 0o640, 0, 60125},
+		{0o660, 0o660, 6, 6},
+		{0o600, 0o640, 6, 60125},
+	} {
+		path := filepath.Join(t.TempDir(), "disk")
+		err := errors.Join(unix.Mknod(path, unix.S_IFBLK, int(unix.Mkdev(511, 1))), os.Chown(path, 0, int(c.gid)), os.Chmod(path, os.FileMode(c.mode)), Readable(path, 60125))
+		var st unix.Stat_t
+		if err = errors.Join(err, unix.Stat(path, &st)); err != nil || st.Mode&0o777 != c.want || st.Gid != c.group {
+			t.Errorf("%o of %d: got %o of %d, want %o of %d: %v", c.mode, c.gid, st.Mode&0o777, st.Gid, c.want, c.group, err)
+		}
+	}
+}
