@@ -162,7 +162,7 @@ func (d *doctor) runs(name string) {
 		d.fails(name, err, "chmod 700 "+d.StateDir+", and make sure that nobody has put something there")
 		return
 	}
-	if _, err := os.Stat(d.dir.path(programFile) + previousSuffix); err == nil {
+	if _, err := os.Stat(d.dir.program() + previousSuffix); err == nil {
 		d.note(Warning, "upgrade", "rehost-agent upgrade finishes it, or takes it back", "one was interrupted")
 	}
 	s, err := ReadStatus(d.StateDir)
@@ -230,6 +230,6 @@ func (d *doctor) machine() {
 		d.ok("machine", "known by %s", id)
 	}
 	if d.Machine.read("sys/fs/selinux/enforce") == "1" {
-		d.note(Warning, "SELinux", "if systemd may not start the agent (status 203): restorecon after semanage fcontext -a -t bin_t "+d.dir.path(programFile), "it is enforcing")
+		d.note(Warning, "SELinux", "if systemd may not start the agent (status 203): restorecon after semanage fcontext -a -t bin_t "+d.dir.program(), "it is enforcing")
 	}
 }

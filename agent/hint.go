@@ -20,8 +20,9 @@ import (
 	"rehost/wire"
 )
 
-// ErrNotRoot says that the agent needs privileges that this process has not.
-var ErrNotRoot = errors.New("the agent reads disks and traces the kernel, for which it must be root")
+// ErrNotRoot says that this process has not the privileges to install an agent, which
+// itself needs hardly any.
+var ErrNotRoot = errors.New("a user and a service for the agent are made, for which one must be root")
 
 // Hint is what a person can do about an error of this package; "" if nothing
 // comes to mind.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"rehost/capture"
 	"rehost/capture/bpf"
 	"rehost/capture/freeze"
+	"rehost/privilege"
 	"rehost/tunnel"
 )
 
@@ -57,6 +59,7 @@ type InstallOptions struct {
 	NoFreeze       bool          // never freeze file systems
 	FreezeAfter    time.Duration // so long without a point; 0 is capture.DefaultFreezeAfter
 	Proxy          Proxy         // what the agent is to use, as this installation does by its environment
+	AsRoot         bool          // the agent stays root; not with systemd
 
 	Machine Machine
 	System  capture.System
@@ -164,6 +167,9 @@ func (o *InstallOptions) complete() (err error) {
 	}
 	if o.FreezeAfter != 0 && o.FreezeAfter < freeze.DefaultEvery {
 		return fmt.Errorf("--freeze-after must be %v or more; with --no-freeze nothing is ever frozen", freeze.DefaultEvery)
+	}
+	if o.AsRoot && o.Service == ServiceSystemd {
+		return errors.New("--as-root is not for machines with systemd, which starts the agent with what it needs")
 	}
 	if o.ForceVolumes && o.Prompt != nil {
 		return errors.New("--force-volumes is only for an installation with --no-prompt")
@@ -347,15 +353,23 @@ func (o *InstallOptions) enrol(ctx context.Context, c *awsapi.Client, server str
 // installation one, and starts the agent. An agent that ran before ends first.
 func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.Bundle, pair tls.Certificate, way *vpnState) (err error) {
 	dir := stateDir(o.StateDir)
-	if _, err = dir.create(); err != nil {
+	account, made, err := o.account()
+	if err != nil {
 		return err
 	}
 	old, oldErr := dir.config()
 	defer func() {
-		if err != nil && oldErr != nil { // nothing was here: nothing stays
-			err = errors.Join(err, removeService(config.Service, true), stopRunning(context.WithoutCancel(ctx), dir), unpin(dir.pins(config)), dir.wipe())
+		if err == nil || oldErr == nil {
+			return
+		}
+		err = errors.Join(err, removeService(config.Service, true), stopRunning(context.WithoutCancel(ctx), dir), unpin(dir.pins(config)), dir.wipe()) // nothing was here: nothing stays
+		if made {
+			err = errors.Join(err, dir.removeTraces(filepath.Dir(filepath.Dir(dir.pins(config)))))
 		}
 	}()
+	if err = dir.create(); err != nil {
+		return err
+	}
 	if oldErr == nil {
 		if err := removeService(old.Service, true); err != nil {
 			o.Log.Warn("the old service is not removed", "err", err)
@@ -369,6 +383,9 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 			o.Log.Warn("tracking of the old installation is not ended", "err", err)
 		}
 	}
+	if err := dir.change(account); err != nil {
+		return err
+	}
 	lock, err := dir.lock() // nobody starts it meanwhile
 	if err != nil {
 		return err
@@ -377,14 +394,16 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 	if way != nil {
 		keepVPN = func() error { return replaceVPN(dir, *way) }
 	}
-	err = errors.Join(
-		dir.write(rootFile, []byte(bundle.Text()), true),
-		keepVPN(),
-		replacePair(dir, pair),
-		dir.save(pairingFile, pairing{Version: stateVersion}),
-		dir.setLimits(o.Limits),
-		dir.save(configFile, config),
-	)
+	err = dir.as(func() error {
+		return errors.Join(
+			dir.write(rootFile, []byte(bundle.Text()), true),
+			keepVPN(),
+			replacePair(dir, pair),
+			dir.save(pairingFile, pairing{Version: stateVersion}),
+			dir.setLimits(o.Limits),
+			dir.save(configFile, config),
+		)
+	})
 	program := ""
 	if err == nil {
 		program, err = copyProgram(dir)
@@ -392,11 +411,19 @@ func (o *InstallOptions) settle(ctx context.Context, config Config, bundle *ca.B
 	if err = errors.Join(err, lock.Close()); err != nil {
 		return err
 	}
-	if err := startService(ctx, config.Service, program, dir); err != nil {
+	if err := startService(ctx, config, program, dir); err != nil {
 		return err
 	}
 	o.explain(config.Service, program)
 	return nil
+}
+
+// account is whom the agent will run as; made is whether it was made for it.
+func (o *InstallOptions) account() (_ privilege.Account, made bool, err error) {
+	if o.AsRoot {
+		return privilege.Account{Name: "root"}, false, nil
+	}
+	return privilege.Accounts{}.Create(DefaultUser, userComment)
 }
 
 func (o *InstallOptions) explain(service, program string) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,11 +15,14 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"rehost/awsapi/formgn"
 	"rehost/ca"
 	"rehost/capture"
 	"rehost/capture/freeze"
+	"rehost/internal/fault"
+	"rehost/privilege"
 )
 
 // TestInstall_Program drives the real program: it installs with the key in the
@@ -26,26 +30,9 @@ import (
 // run again, and uninstalls. The key is nowhere, on disk or in the process.
 func TestInstall_Program(t *testing.T) {
 	w := newWorld(t)
-	program := filepath.Join(t.TempDir(), "rehost-agent")
-	if out, err := exec.Command("go", "build", "-o", program, "../cmd/rehost-agent").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if systemdRuns() {
-		t.Skip("SKIPPED: systemd runs here, and this test must not make a service of this machine")
-	}
-	run := func(args ...string) (string, error) {
-		cmd := exec.Command(program, append(args, "--state-dir", w.state)...)
-		cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID="+w.installer.AccessKeyID, "AWS_SECRET_ACCESS_KEY="+string(w.installer.SecretAccessKey), "AWS_REGION="+region)
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
+	run := w.program()
 	install := []string{"install", "--no-prompt", "--endpoint", w.address, "--ca-fingerprint", strings.ToUpper(w.authority.Fingerprint()),
 		"--bpffs", w.bpffs, "--force-volumes", "--devices", w.disks[0].Path + "," + w.disks[1].Path, "--tags", "Name=db", "Stage=test"}
-	t.Cleanup(func() {
-		if pid := stateDir(w.state).running(); pid != 0 {
-			_ = stopRunning(t.Context(), stateDir(w.state))
-		}
-	})
 	out, err := run(install...)
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -59,6 +46,7 @@ func TestInstall_Program(t *testing.T) {
 		t.Fatal("no agent runs")
 	}
 	w.keyNowhere(first)
+	unprivileged(t, first)
 	if kib := residentKiB(t, first); kib > 250<<10 {
 		t.Errorf("the agent uses %d KiB", kib)
 	} else {
@@ -70,6 +58,9 @@ func TestInstall_Program(t *testing.T) {
 	})
 	if out, err = run("status"); err != nil || !strings.Contains(out, "running, pid") || !strings.Contains(out, w.disks[1].Path) {
 		t.Fatalf("%v: %s", err, out)
+	}
+	if !strings.Contains(out, "the kernel refuses to let it write to disks") || !strings.Contains(out, "goes on without the agent, pinned in") {
+		t.Error("it may write, or its tracking ends with it")
 	}
 	t.Log("\n" + out)
 	if out, err = run(append(install, "--no-skip-free-space", "--freeze-after", "90s", "--no-freeze")...); err != nil || !strings.Contains(out, "knew this machine already") {
@@ -95,6 +86,117 @@ func TestInstall_Program(t *testing.T) {
 	}
 	if out, err = run("status"); err == nil || !strings.Contains(out, "hint: install it with") {
 		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// program builds the program as it is shipped, and returns how it is run as root by
+// who has the installer's key. What it installs is gone when the test ends.
+func (w *world) program() (run func(args ...string) (out string, err error)) {
+	t := w.t
+	t.Helper()
+	if systemdRuns() {
+		t.Skip("SKIPPED: systemd runs here, and this test must not make a service of this machine")
+	}
+	fault.Alone(t)
+	fault.Passage(t, filepath.Dir(w.state), w.bpffs)
+	program := filepath.Join(t.TempDir(), "rehost-agent")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "../cmd/rehost-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	d := stateDir(w.state)
+	t.Cleanup(func() {
+		if text, err := os.ReadFile(d.path(logFile)); err == nil && t.Failed() {
+			t.Logf("the program's log:\n%s", text)
+		}
+		if err := errors.Join(stopRunning(context.Background(), d), d.removeTraces(w.bpffs)); err != nil {
+			t.Error(err)
+		}
+	})
+	return func(args ...string) (string, error) {
+		cmd := exec.Command(program, append(args, "--state-dir", w.state)...)
+		cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID="+w.installer.AccessKeyID, "AWS_SECRET_ACCESS_KEY="+string(w.installer.SecretAccessKey), "AWS_REGION="+region)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+}
+
+// TestInstall_FromRoot installs over an agent that runs as root, as all did once: the
+// new one is not root, goes on with the same tracking, and owns what is its. Told to go
+// it leaves nothing, though it may remove neither its user nor its program.
+func TestInstall_FromRoot(t *testing.T) {
+	w := newWorld(t)
+	run := w.program()
+	install := []string{"install", "--no-prompt", "--endpoint", w.address, "--ca-fingerprint", w.authority.Fingerprint(),
+		"--bpffs", w.bpffs, "--force-volumes", "--devices", w.disks[0].Path}
+	if out, err := run(append(install, "--as-root")...); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	d := stateDir(w.state)
+	w.wait("its tracking to be pinned", func() bool { s, err := ReadStatus(w.state); return err == nil && strings.Contains(s.Keeps, "pinned") })
+	if user := privilege.UserOf(d.running()); user != 0 {
+		t.Fatalf("it runs as user %d", user)
+	}
+	if out, err := run(install...); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	unprivileged(t, d.running())
+	account, err := privilege.Accounts{}.Lookup(DefaultUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{w.state, filepath.Join(w.bpffs, "rehost-agent")} {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil && unix.Lstat(path, &st) == nil && int(st.Uid) != account.UID {
+				err = fmt.Errorf("%s is user %d's", path, st.Uid)
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // what is written anew all the time
+			t.Error(err)
+		}
+	}
+	w.wait("its tracking to go on", func() bool {
+		s, err := ReadStatus(w.state)
+		return err == nil && strings.Contains(s.Keeps, "went on while no agent ran")
+	})
+	w.say(formgn.AgentCommandUninstall)
+	w.wait("nothing to be left", func() bool {
+		_, err := privilege.Accounts{}.Lookup(DefaultUser)
+		left, _ := filepath.Glob(w.state + "*")
+		return errors.Is(err, privilege.ErrNoAccount) && len(left) == 0 && len(w.pinned()) == 0
+	})
+}
+
+// unprivileged looks at what the kernel says that a process may do.
+func unprivileged(t *testing.T, pid int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		is[name] = strings.Join(strings.Fields(value), " ")
+	}
+	const two = "000000c000000000" // CAP_PERFMON is 38, CAP_BPF 39
+	for name, want := range map[string]string{"CapPrm": two, "CapEff": two, "CapBnd": two, "CapAmb": two, "NoNewPrivs": "1", "Seccomp": "2"} {
+		if is[name] != want {
+			t.Errorf("%s is %q, want %q", name, is[name], want)
+		}
+	}
+	account, err := privilege.Accounts{}.Lookup(DefaultUser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.TrimSpace(strings.Repeat(fmt.Sprint(account.UID, " "), 4)); is["Uid"] != want {
+		t.Errorf("it runs as %q, want %q", is["Uid"], want)
+	}
+	if want := fmt.Sprint(diskReaders(account)); is["Groups"] != want {
+		t.Errorf("its groups are %q, want %q", is["Groups"], want)
 	}
 }
 

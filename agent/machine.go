@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,6 +22,9 @@ type Machine struct {
 	// Root is the directory under which /proc, /sys and /etc are read; "" is /.
 	Root string
 }
+
+// sysDMI is where the kernel shows what the firmware says of the machine.
+const sysDMI = "/sys/class/dmi/id"
 
 // ErrNoIdentity says that a machine has nothing to tell it from its copies.
 var ErrNoIdentity = errors.New("this machine has neither a DMI product UUID nor an /etc/machine-id")
@@ -48,7 +52,10 @@ func (m Machine) read(path string) string {
 // there is none the id of its operating system (machine-id:...), which a copy
 // shares until it is given another.
 func (m Machine) ID() (string, error) {
-	uuid := strings.ToLower(m.read("sys/class/dmi/id/product_uuid"))
+	uuid, err := m.productUUID()
+	if err != nil {
+		return "", err
+	}
 	if len(uuid) == 36 && !slices.Contains(emptyUUIDs, uuid) {
 		return "dmi:" + uuid, nil
 	}
@@ -56,6 +63,17 @@ func (m Machine) ID() (string, error) {
 		return "machine-id:" + strings.ToLower(id), nil
 	}
 	return "", ErrNoIdentity
+}
+
+// productUUID is "" where the firmware reports none.
+func (m Machine) productUUID() (string, error) {
+	text, err := os.ReadFile(filepath.Join("/", m.Root, sysDMI, uuidFile))
+	if errors.Is(err, fs.ErrPermission) { // root left it where the agent can read it
+		if text, err = os.ReadFile(filepath.Join("/", m.Root, runDir, uuidFile)); err != nil {
+			return "", fmt.Errorf("identify this machine: only root may ask its firmware: %w", err)
+		}
+	}
+	return strings.ToLower(strings.TrimSpace(string(text))), nil
 }
 
 // Properties is the inventory of the machine, without its disks.

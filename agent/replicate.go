@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -386,7 +387,7 @@ func (a *agent) openCapture(ctx context.Context, p pairing) (engine, error) {
 	for i := range disks {
 		disks[i].Size = p.Disks[i].Size // a disk that is smaller by now is found out by the engine
 	}
-	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.dir.pins(a.config), Replica: a.config.SourceServerID, CopyFree: a.config.CopyFree,
+	return capture.Open(ctx, capture.Options{Disks: disks, Log: a.log, Pins: a.pins(), Replica: a.config.SourceServerID, CopyFree: a.config.CopyFree,
 		Freezer: a.freezer(), FreezeAfter: time.Duration(a.config.FreezeAfter * float64(time.Second))})
 }
 
@@ -398,8 +399,17 @@ func (a *agent) freezer() capture.Freezer {
 	return &freeze.Client{Program: a.options.Freezer}
 }
 
+// pins is where this process sees the directory of its pins.
+func (a *agent) pins() string {
+	dir := a.dir.pins(a.config)
+	if a.options.Pins != "" {
+		dir = filepath.Join(a.options.Pins, filepath.Base(dir))
+	}
+	return dir
+}
+
 // endCapture ends the tracking that outlives the agent.
-func (a *agent) endCapture() error { return unpin(a.dir.pins(a.config)) }
+func (a *agent) endCapture() error { return unpin(a.pins()) }
 
 // unpin ends tracking that is pinned. A process that was killed may hold it for a
 // moment more.

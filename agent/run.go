@@ -35,6 +35,9 @@ type RunOptions struct {
 	Log      *slog.Logger // nil is slog.Default()
 	Freezer  []string     // a program that freezes file systems, started where none listens (freeze.Client)
 
+	Pins       string // the directory of all agents' pins, where it is not seen in the BPF file system of the installation
+	Privileges string // what [Confine] says, for the status
+
 	poll, report time.Duration // between questions and reports; 0 is the default
 	look         time.Duration // between looks for disks that have come
 	system       capture.System

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rehost/privilege"
 )
 
 // How an agent is kept running.
@@ -21,34 +26,40 @@ const (
 	ServiceNone     = "none"     // by whoever installed it
 )
 
+// units are those that packages ship. The agent's is the first.
+//
+//go:embed units
+var units embed.FS
+
 const (
-	unitName = "rehost-agent.service"
-	unitPath = "/etc/systemd/system/" + unitName
+	unitName    = "rehost-agent.service"
+	unitDir     = "/etc/systemd/system"
+	unitProgram = "/usr/bin/rehost-agent" // where packages put the program
 )
 
-// unit is the systemd unit of the program at path. A copy of the source server
-// and an uninstalled agent end with status 0, which on-failure leaves alone. Home
-// directories stay in sight: a file system that is hidden cannot be asked what of it
-// is free.
-func unit(program, dir string) string {
-	return `[Unit]
-Description=Rehost replication agent
-Wants=network-online.target
-After=network-online.target local-fs.target
-
-[Service]
-ExecStart=` + systemdQuote(program) + ` run --state-dir ` + systemdQuote(dir) + `
-Restart=on-failure
-RestartSec=5
-MemoryMax=512M
-Nice=5
-NoNewPrivileges=yes
-ProtectHome=read-only
-PrivateTmp=yes
-
-[Install]
-WantedBy=multi-user.target
-`
+// unit is a unit of the installation in a directory: its paths are those of packages.
+func unit(name, program string, dir stateDir, c Config) (string, error) {
+	text, err := units.ReadFile("units/" + name)
+	if err != nil {
+		return "", err
+	}
+	path, err := filepath.Abs(string(dir))
+	if err != nil {
+		return "", err
+	}
+	changes := []string{unitProgram, systemdQuote(program)}
+	if path != DefaultStateDir { // systemd makes only those in its own places
+		changes = append(changes, "StateDirectory="+filepath.Base(DefaultStateDir)+"\nStateDirectoryMode=0700\n", "ReadWritePaths="+systemdQuote(path)+"\n",
+			"ConditionPathExists="+DefaultStateDir, "ConditionPathExists="+strings.ReplaceAll(path, "%", "%%"), // which knows no quotes
+			DefaultStateDir, systemdQuote(path))
+	}
+	if pins := filepath.Dir(dir.pins(c)); filepath.Dir(pins) != defaultBPFFS {
+		changes = append(changes, " finish ", " finish --bpffs "+systemdQuote(filepath.Dir(pins))+" ", "BindPaths=-"+filepath.Join(defaultBPFFS, "rehost-agent")+":", "BindPaths=-"+systemdQuote(pins)+":")
+	}
+	if _, ok := (privilege.Accounts{}).Group(diskGroup); !ok {
+		changes = append(changes, "SupplementaryGroups="+diskGroup+"\n", "")
+	}
+	return strings.NewReplacer(changes...).Replace(string(text)), nil
 }
 
 func systemdQuote(s string) string {
@@ -61,11 +72,15 @@ func systemdRuns() bool {
 	return err == nil && info.IsDir()
 }
 
-// startService keeps the agent running as kind says.
-func startService(ctx context.Context, kind, program string, dir stateDir) error {
-	switch kind {
+// startService keeps the agent running as the configuration says.
+func startService(ctx context.Context, c Config, program string, dir stateDir) error {
+	switch c.Service {
 	case ServiceSystemd:
-		if err := os.WriteFile(unitPath, []byte(unit(program, string(dir))), 0o644); err != nil {
+		text, err := unit(unitName, program, dir, c)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(unitDir, unitName), []byte(text), 0o644)
+		}
+		if err != nil {
 			return fmt.Errorf("write unit: %w", err)
 		}
 		if err := systemctl(ctx, "daemon-reload"); err != nil {
@@ -81,7 +96,8 @@ func startService(ctx context.Context, kind, program string, dir stateDir) error
 // removeService undoes startService. Without stop the agent goes on until it
 // ends by itself.
 func removeService(kind string, stop bool) error {
-	if _, err := os.Lstat(unitPath); kind != ServiceSystemd || errors.Is(err, os.ErrNotExist) {
+	path := filepath.Join(unitDir, unitName)
+	if _, err := os.Lstat(path); kind != ServiceSystemd || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -91,7 +107,7 @@ func removeService(kind string, stop bool) error {
 		args = []string{"disable", "--now", unitName}
 	}
 	err := systemctl(ctx, args...)
-	if e := os.Remove(unitPath); e != nil && !errors.Is(e, os.ErrNotExist) {
+	if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
 		err = errors.Join(err, e)
 	}
 	return errors.Join(err, systemctl(ctx, "daemon-reload"))
@@ -107,7 +123,11 @@ func systemctl(ctx context.Context, args ...string) error {
 // startDetached starts the agent in a session of its own, with its output in
 // the log file and nothing of the installer's environment but its proxy.
 func startDetached(program string, dir stateDir) error {
-	log, err := os.OpenFile(dir.path(logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	var log *os.File
+	err := dir.as(func() (err error) {
+		log, err = os.OpenFile(dir.path(logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("start agent: %w", err)
 	}
@@ -124,7 +144,7 @@ func startDetached(program string, dir stateDir) error {
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
 		select {
 		case err := <-gone:
-			return fmt.Errorf("start agent: it ended at once (%v): see %s", err, dir.path(logFile))
+			return fmt.Errorf("start agent: it ended at once (%v): %s", err, dir.lastLine(logFile)) // the file may go with the installation
 		case <-time.After(20 * time.Millisecond):
 			if dir.running() == cmd.Process.Pid {
 				return nil
@@ -132,6 +152,14 @@ func startDetached(program string, dir stateDir) error {
 		}
 	}
 	return errors.Join(errors.New("start agent: it does not come up"), unix.Kill(cmd.Process.Pid, unix.SIGKILL))
+}
+
+// lastLine is the end of a log.
+func (d stateDir) lastLine(name string) string {
+	var text []byte
+	_ = d.as(func() (err error) { text, err = os.ReadFile(d.path(name)); return err })
+	text = bytes.TrimSpace(text)
+	return string(text[bytes.LastIndexByte(text, '\n')+1:])
 }
 
 // cleanEnvironment keeps what an agent needs, which is hardly anything: what
@@ -147,14 +175,25 @@ func cleanEnvironment(env []string) (out []string) {
 	return out
 }
 
-// copyProgram puts this program beside the state, where an update of the
-// machine's packages or the end of a download directory does not take it away.
+// program is where the program of a state directory is: in a directory of root's.
+func (d stateDir) program() string { return filepath.Join(d.programDir(), programFile) }
+
+func (d stateDir) programDir() string {
+	if path, err := filepath.Abs(string(d)); err == nil && path != DefaultStateDir {
+		return path + ".program"
+	}
+	return "/usr/local/lib/rehost-agent"
+}
+
+// copyProgram puts this program where an update of the machine's packages or the end
+// of a download directory does not take it away, and where its agent cannot change
+// it.
 func copyProgram(dir stateDir) (path string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("find this program: %w", err)
 	}
-	path = dir.path(programFile)
+	path = dir.program()
 	if filepath.Clean(self) == path {
 		return path, nil
 	}
@@ -162,11 +201,15 @@ func copyProgram(dir stateDir) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("copy this program: %w", err)
 	}
-	if err := dir.write(programFile, content, true); err != nil {
-		return "", err
-	}
-	if err := os.Chmod(path, 0o700); err != nil {
+	if err := os.MkdirAll(dir.programDir(), 0o755); err != nil {
 		return "", fmt.Errorf("copy this program: %w", err)
 	}
+	if err := stateDir(dir.programDir()).write(programFile, content, true); err != nil {
+		return "", err
+	}
+	if err := os.Chmod(path, 0o755); err != nil {
+		return "", fmt.Errorf("copy this program: %w", err)
+	}
+	_ = dir.as(func() error { return os.Remove(dir.path(programFile)) }) // where agents that were root had it
 	return path, nil
 }

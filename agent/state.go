@@ -17,11 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rehost/block"
+	"rehost/privilege"
 )
 
 // This file keeps what the agent knows in one directory. The rules are:
 //
 //   - The directory is 0700 and its files 0600. Each appears whole or not at all.
+//   - Its owner is the agent's user. Root, who installs and removes, touches what is
+//     in it as that user: an agent that was taken over could put links there.
 //   - The private key shares a file with its certificate, so that they cannot
 //     disagree, and is overwritten before it is removed.
 //   - No key of whoever installed the agent is ever written.
@@ -127,31 +130,54 @@ type stateDir string
 
 func (d stateDir) path(name string) string { return filepath.Join(string(d), name) }
 
-// create makes the directory, and reports whether it was not there before.
-func (d stateDir) create() (fresh bool, err error) {
+// create makes the directory, or takes over the one that there is.
+func (d stateDir) create() error {
 	if err := os.MkdirAll(filepath.Dir(string(d)), 0o755); err != nil {
-		return false, fmt.Errorf("create state directory: %w", err)
+		return fmt.Errorf("create state directory: %w", err)
 	}
-	err = os.Mkdir(string(d), 0o700)
+	err := os.Mkdir(string(d), 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		return false, d.check()
+		return d.check()
 	}
 	if err != nil {
-		return false, fmt.Errorf("create state directory: %w", err)
+		return fmt.Errorf("create state directory: %w", err)
 	}
-	return true, nil
+	return nil
 }
 
 // check refuses a directory that others could have put something into.
 func (d stateDir) check() error {
+	_, err := d.owner()
+	return err
+}
+
+// owner is whom the agent of the directory runs as: this user, or where this is
+// root the agent's.
+func (d stateDir) owner() (privilege.Account, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(string(d), &st); err != nil {
-		return fmt.Errorf("open state directory %s: %w", d, err)
+		return privilege.Account{}, fmt.Errorf("open state directory %s: %w", d, err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("open state directory %s: it must be a directory of this user's that nobody else may enter (mode 0700)", d)
+	a := privilege.Account{UID: int(st.Uid), GID: int(st.Gid)}
+	mine := a.UID == os.Geteuid()
+	if !mine && os.Geteuid() == 0 {
+		known, err := privilege.Accounts{}.ByID(a.UID)
+		mine = err == nil && known.Name == DefaultUser
+		a.Name = known.Name
 	}
-	return nil
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o077 != 0 || !mine {
+		return a, fmt.Errorf("open state directory %s: it must be a directory of this user's that nobody else may enter (mode 0700)", d)
+	}
+	return a, nil
+}
+
+// as does do with the directory's files as their owner.
+func (d stateDir) as(do func() error) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(string(d), &st); err != nil {
+		return fmt.Errorf("open state directory: %w", err)
+	}
+	return privilege.As(int(st.Uid), int(st.Gid), do)
 }
 
 func (d stateDir) config() (Config, error) {
@@ -182,7 +208,11 @@ func (d stateDir) pairing() (pairing, error) {
 }
 
 func (d stateDir) load(name string, v any) error {
-	text, err := os.ReadFile(d.path(name))
+	var text []byte
+	err := d.as(func() (err error) {
+		text, err = os.ReadFile(d.path(name))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("read state: %w", err)
 	}
@@ -201,7 +231,11 @@ func (d stateDir) save(name string, v any) error {
 }
 
 // write replaces a file; with sync it survives a power cut, before or after.
-func (d stateDir) write(name string, content []byte, sync bool) (err error) {
+func (d stateDir) write(name string, content []byte, sync bool) error {
+	return d.as(func() error { return d.replace(name, content, sync) })
+}
+
+func (d stateDir) replace(name string, content []byte, sync bool) (err error) {
 	f, err := os.CreateTemp(string(d), "."+name+".*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
@@ -228,14 +262,30 @@ func (d stateDir) write(name string, content []byte, sync bool) (err error) {
 	return nil
 }
 
-// wipe removes the directory and everything in it, keys overwritten first.
+// wipe removes the directory and everything in it, keys overwritten first. The
+// directory itself is left empty by an agent that may not remove it.
 func (d stateDir) wipe() error {
-	entries, err := os.ReadDir(string(d))
+	err := d.as(d.empty)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if err == nil {
+		if err = os.Remove(string(d)); err == nil {
+			err = syncDir(filepath.Dir(string(d)))
+		} else if os.Geteuid() != 0 {
+			err = nil
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("wipe state: %w", err)
+	}
+	return nil
+}
+
+func (d stateDir) empty() error {
+	entries, err := os.ReadDir(string(d))
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for _, e := range entries {
@@ -246,11 +296,7 @@ func (d stateDir) wipe() error {
 		}
 		errs = append(errs, os.RemoveAll(path))
 	}
-	errs = append(errs, syncDir(string(d)), os.Remove(string(d)), syncDir(filepath.Dir(string(d))))
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("wipe state: %w", err)
-	}
-	return nil
+	return errors.Join(append(errs, syncDir(string(d)))...)
 }
 
 // shred overwrites a file in place and removes it. Media that remap or keep
@@ -289,8 +335,11 @@ func syncDir(path string) error {
 }
 
 // lock claims the directory for this process until the file is closed.
-func (d stateDir) lock() (*os.File, error) {
-	f, err := os.OpenFile(d.path(lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+func (d stateDir) lock() (f *os.File, err error) {
+	err = d.as(func() error {
+		f, err = os.OpenFile(d.path(lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("lock state: %w", err)
 	}
@@ -314,7 +363,11 @@ func (d stateDir) lock() (*os.File, error) {
 
 // running returns the process that runs the agent of the directory, or 0.
 func (d stateDir) running() (pid int) {
-	f, err := os.Open(d.path(lockFile))
+	var f *os.File
+	err := d.as(func() (err error) {
+		f, err = os.Open(d.path(lockFile))
+		return err
+	})
 	if err != nil {
 		return 0
 	}

@@ -35,7 +35,10 @@ type Status struct {
 	Reason   string     `json:"trackingReason,omitempty"`
 	Keeps    string     `json:"trackingKeeps,omitempty"` // whether it goes on without the agent
 	Disks    []DiskLine `json:"disks,omitempty"`
-	LeftOut  []string   `json:"freeSpaceLeftOut,omitempty"` // what free space is not copied, and why other is
+
+	LeftOut []string `json:"freeSpaceLeftOut,omitempty"` // what free space is not copied, and why other is
+
+	Privileges string `json:"privileges,omitempty"` // whom it runs as, and what keeps it from writing to disks
 
 	NotReplicated []SpareDisk `json:"notReplicated,omitempty"`
 
@@ -161,6 +164,9 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	if s.Keeps != "" {
 		line("", "%s", s.Keeps)
 	}
+	if s.Privileges != "" {
+		line("Privileges", "%s", s.Privileges)
+	}
 	for i, text := range s.LeftOut {
 		name := ""
 		if i == 0 {
@@ -268,7 +274,7 @@ func (a *agent) status() Status {
 	failure := a.trouble(c)
 	_, service, p := a.board.read()
 	s := Status{Version: Version, SourceServerID: a.config.SourceServerID, Endpoint: a.config.Endpoint,
-		Time: a.now(), Command: p.Command, Throttle: p.Throttling, State: string(a.state()), NotReplicated: a.board.spareDisks()}
+		Time: a.now(), Command: p.Command, Throttle: p.Throttling, State: string(a.state()), NotReplicated: a.board.spareDisks(), Privileges: a.options.Privileges}
 	if pair, err := a.identity.certificate(); err == nil {
 		s.CertificateEnds = pair.Leaf.NotAfter
 	}

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"rehost/awsapi/formgn"
+	"rehost/privilege"
 )
 
 const (
@@ -18,7 +21,7 @@ const (
 )
 
 // uninstall is the agent's own, told to by the service: it confirms while it
-// still can, and leaves nothing.
+// still can, and leaves nothing but what is root's, which [Finish] removes.
 func (a *agent) uninstall() error {
 	ctx, cancel := context.WithTimeout(context.Background(), confirmTimeout)
 	defer cancel()
@@ -26,8 +29,10 @@ func (a *agent) uninstall() error {
 		a.log.Warn("the uninstallation is not confirmed to the service", "err", err)
 	}
 	a.identity.close()
-	if err := removeService(a.config.Service, false); err != nil {
-		a.log.Warn("service is not removed", "err", err)
+	if os.Geteuid() == 0 {
+		if err := removeService(a.config.Service, false); err != nil {
+			a.log.Warn("service is not removed", "err", err)
+		}
 	}
 	if err := errors.Join(a.endCapture(), a.dir.wipe()); err != nil {
 		return fmt.Errorf("uninstall: %w", err)
@@ -55,6 +60,9 @@ func Uninstall(ctx context.Context, dir string, log *slog.Logger) (told bool, er
 		return false, err
 	}
 	config, configErr := d.config()
+	if configErr != nil && systemdRuns() {
+		config.Service = ServiceSystemd // what it was is not known
+	}
 	if err := removeService(config.Service, true); err != nil {
 		return false, fmt.Errorf("uninstall: %w", err)
 	}
@@ -65,7 +73,8 @@ func Uninstall(ctx context.Context, dir string, log *slog.Logger) (told bool, er
 		config.heedProxy()
 		told = farewell(ctx, d, config, log)
 	}
-	return told, errors.Join(unpin(d.pins(config)), d.wipe())
+	pins := d.pins(config)
+	return told, errors.Join(unpin(pins), d.wipe(), d.removeTraces(filepath.Dir(filepath.Dir(pins))))
 }
 
 func farewell(ctx context.Context, d stateDir, config Config, log *slog.Logger) bool {
@@ -95,6 +104,13 @@ func stopRunning(ctx context.Context, d stateDir) error {
 	pid := d.running()
 	if pid == 0 {
 		return nil
+	}
+	owner, err := d.owner()
+	if err != nil {
+		return err
+	}
+	if user := privilege.UserOf(pid); user >= 0 && user != owner.UID { // the number is the agent's word
+		return fmt.Errorf("stop the agent: pid %d is another user's, not %s's", pid, d)
 	}
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := unix.Kill(pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {

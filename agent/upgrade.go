@@ -131,7 +131,7 @@ func openUpgrade(o UpgradeOptions) (_ *upgrade, err error) {
 	if err := u.dir.check(); err != nil {
 		return nil, err
 	}
-	u.program = u.dir.path(programFile)
+	u.program = u.dir.program()
 	u.config.heedProxy()
 	// The directory of the program is locked, in which no file is needed for it.
 	if u.lock, err = os.Open(filepath.Dir(u.program)); err != nil {
@@ -231,7 +231,7 @@ func writeProgram(path string, from io.Reader) (err error) {
 		}
 	}()
 	_, err = io.Copy(f, from)
-	return errors.Join(err, f.Sync(), f.Close())
+	return errors.Join(err, f.Chmod(0o755), f.Sync(), f.Close()) // the agent is another user
 }
 
 // downloads are those of the service, of which it must be the one of the installation.
@@ -353,17 +353,23 @@ var kept = []string{configFile, pairingFile}
 
 // keep puts the program and what it has to find aside.
 func (u *upgrade) keep() error {
-	for _, name := range kept {
-		text, err := os.ReadFile(u.dir.path(name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	err := u.dir.as(func() error {
+		for _, name := range kept {
+			text, err := os.ReadFile(u.dir.path(name))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				err = u.dir.write(name+previousSuffix, text, true)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		if err == nil {
-			err = u.dir.write(name+previousSuffix, text, true)
-		}
-		if err != nil {
-			return err
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	// Last: with it there is something to go back to.
 	return errors.Join(os.Link(u.program, u.program+previousSuffix), syncDir(filepath.Dir(u.program)))
@@ -372,13 +378,13 @@ func (u *upgrade) keep() error {
 // forget removes what was kept. The program goes first: without it there is
 // nothing to go back to.
 func (u *upgrade) forget() error {
-	var errs []error
-	for _, path := range []string{u.program, u.dir.path(configFile), u.dir.path(pairingFile)} {
-		if err := os.Remove(path + previousSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+	err := gone(u.program + previousSuffix)
+	return errors.Join(err, syncDir(filepath.Dir(u.program)), u.dir.as(func() (err error) {
+		for _, name := range kept {
+			err = errors.Join(err, gone(u.dir.path(name+previousSuffix)))
 		}
-	}
-	return errors.Join(append(errs, syncDir(filepath.Dir(u.program)))...)
+		return err
+	}))
 }
 
 // rollBack has the program from before run again.
@@ -386,20 +392,30 @@ func (u *upgrade) rollBack(ctx context.Context) error {
 	if err := stopRunning(ctx, u.dir); err != nil {
 		return fmt.Errorf("take the version before back: %w", err)
 	}
-	for _, name := range kept {
-		if err := os.Rename(u.dir.path(name+previousSuffix), u.dir.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("take the version before back: %w", err)
+	err := u.dir.as(func() error {
+		for _, name := range kept {
+			if err := os.Rename(u.dir.path(name+previousSuffix), u.dir.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
+		return gone(u.dir.path(statusFile)) // the version before may not know it
+	})
+	if err == nil {
+		err = os.Rename(u.program+previousSuffix, u.program)
 	}
-	if err := os.Remove(u.dir.path(statusFile)); err != nil && !errors.Is(err, fs.ErrNotExist) { // the version before may not know it
-		return fmt.Errorf("take the version before back: %w", err)
-	}
-	err := os.Rename(u.program+previousSuffix, u.program)
 	if err == nil {
 		err = errors.Join(syncDir(filepath.Dir(u.program)), u.restart(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("take the version before back: %w", err)
+	}
+	return nil
+}
+
+// gone removes a file, if it is there.
+func gone(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
@@ -482,7 +498,7 @@ func Restart(ctx context.Context, dir string) error {
 	if config.Service == ServiceNone {
 		return errors.New("restart: the agent is run by whoever installed it")
 	}
-	if _, err := os.Lstat(unitPath); err == nil && config.Service == ServiceSystemd { // it is not, after Retire
+	if _, err := os.Lstat(filepath.Join(unitDir, unitName)); err == nil && config.Service == ServiceSystemd { // it is not, after Retire
 		if err := systemctl(ctx, "stop", unitName); err != nil {
 			return err
 		}
@@ -490,7 +506,7 @@ func Restart(ctx context.Context, dir string) error {
 	if err := stopRunning(ctx, d); err != nil {
 		return err
 	}
-	return startService(ctx, config.Service, d.path(programFile), d)
+	return startService(ctx, config, d.program(), d)
 }
 
 // Retire ends the agent of a state directory, its service and its tracking, and

@@ -453,7 +453,7 @@ func (w *world) options() InstallOptions {
 	return InstallOptions{StateDir: w.state, Endpoint: w.address, Region: region,
 		Credentials:   Credentials{AccessKeyID: w.installer.AccessKeyID, SecretAccessKey: string(w.installer.SecretAccessKey)},
 		CAFingerprint: w.authority.Fingerprint(), Devices: []string{w.disks[0].Path, w.disks[1].Path}, ForceVolumes: true,
-		BPFFS: w.bpffs, Service: ServiceNone, Log: slog.New(slog.NewTextHandler(w.agentLog, nil))}
+		BPFFS: w.bpffs, AsRoot: true, Service: ServiceNone, Log: slog.New(slog.NewTextHandler(w.agentLog, nil))}
 }
 
 func (w *world) install() *Installed {

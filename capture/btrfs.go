@@ -143,6 +143,9 @@ func (m *btrfsMap) check(super []byte) error {
 func btrfsCall(dir *os.File, request uintptr, arg []byte) error {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), request, uintptr(unsafe.Pointer(&arg[0])))
 	runtime.KeepAlive(dir)
+	if errno == unix.EPERM {
+		return fmt.Errorf("btrfs shows its trees to CAP_SYS_ADMIN only, which an agent is not given: %w", errno)
+	}
 	if errno != 0 {
 		return fmt.Errorf("ask for its trees: %w", errno)
 	}

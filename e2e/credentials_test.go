@@ -167,7 +167,7 @@ func (s *identities) installAs(key []string, machine string) {
 	elsewhere := []string{"--mount", "--propagation", "private", "sh", "-c", `mount --bind "$0" "$1" && shift && exec "$@"`, identity, at, filepath.Join(s.bin, "rehost-agent")}
 	a := &installedAgent{state: filepath.Join(t.TempDir(), "agent"), disk: fault.Loop(t, 24<<20)}
 	fill(t, a.disk.Path, rand.New(rand.NewPCG(1, uint64(len(s.agents)))))
-	cmd := exec.CommandContext(s.ctx, "unshare", append(elsewhere, "install", "--state-dir", a.state, "--bpffs", s.bpffs, "--endpoint", s.service.Endpoint, "--region", site.Region,
+	cmd := exec.CommandContext(s.ctx, "unshare", append(elsewhere, "install", "--as-root", "--state-dir", a.state, "--bpffs", s.bpffs, "--endpoint", s.service.Endpoint, "--region", site.Region,
 		"--no-prompt", "--no-service", "--force-volumes", "--devices", a.disk.Path, "--ca-fingerprint", s.fingerprint())...)
 	cmd.Env = append(os.Environ(), key...)
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"rehost/agent"
 	"rehost/e2e/site"
 	"rehost/internal/fault"
+	"rehost/privilege"
 	"rehost/store"
 )
 
@@ -59,6 +61,12 @@ type world struct {
 // newWorld starts a service with its directory at data.
 func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *world {
 	t.Helper()
+	return newWorldAt(t, limit, data, "127.0.0.1", args...)
+}
+
+// newWorldAt tells agents to come to another address of this machine.
+func newWorldAt(t *testing.T, limit time.Duration, data, address string, args ...string) *world {
+	t.Helper()
 	built = true
 	bin, err := programs()
 	if err != nil {
@@ -67,7 +75,9 @@ func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *w
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	w := &world{t: t, ctx: ctx, bin: bin, state: filepath.Join(t.TempDir(), "agent"), bpffs: fault.BPF(t), log: newLogFile(t)}
-	w.config = site.Config{Program: filepath.Join(bin, "rehost"), Data: data, Advertise: "127.0.0.1", Args: args, Log: w.log}
+	fault.Alone(t)
+	fault.Passage(t, filepath.Dir(w.state), w.bpffs)
+	w.config = site.Config{Program: filepath.Join(bin, "rehost"), Data: data, Advertise: address, Args: args, Log: w.log}
 	t.Cleanup(func() {
 		if w.agent != nil {
 			w.agent.Kill()
@@ -79,11 +89,22 @@ func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *w
 			}
 		}
 	})
+	t.Cleanup(w.removeUser)
 	w.serve()
 	if err := w.service.SetUp(ctx); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// removeUser removes whom the agent runs as, where a test left it installed.
+func (w *world) removeUser() {
+	if w.agent != nil {
+		w.agent.Kill()
+	}
+	if err := (privilege.Accounts{}).Remove(agent.DefaultUser, "Rehost replication agent"); err != nil && !errors.Is(err, privilege.ErrInUse) {
+		w.t.Errorf("remove the agent's user: %v", err)
+	}
 }
 
 // serve starts the service, on the same ports as before.

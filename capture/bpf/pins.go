@@ -72,7 +72,7 @@ func openPins(dir string) (*Pins, error) {
 			return nil, nil
 		case err != nil:
 			return nil, fmt.Errorf("open pins %s: %w", d, err)
-		case st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid():
+		case st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&0o077 != 0 || int(st.Uid) != os.Geteuid() && os.Geteuid() != 0: // root removes what a user's agent has pinned
 			return nil, fmt.Errorf("open pins %s: it must be a directory of this user's that nobody else may enter (mode 0700)", d)
 		}
 	}

@@ -40,6 +40,7 @@ type installCommand struct {
 	VPN           bool   `name:"vpn" help:"Let the agent go through the service's VPN (WireGuard), for which one UDP port is enough; only this installation needs port 8443 itself."`
 	VPNInvitation string `name:"vpn-invitation" help:"File with what rehost vpn invite has printed: nothing but the VPN is needed, now or later." type:"existingfile" placeholder:"FILE"`
 
+	AsRoot    bool   `hidden:"" help:"Let the agent stay root."`
 	NoService bool   `help:"Start nothing; say how the agent is run."`
 	StateDir  string `help:"Directory of the installation." default:"${state}" type:"path"`
 	BPFFS     string `name:"bpffs" help:"Where the BPF file system is mounted, in which tracking outlives the agent. Default: /sys/fs/bpf." type:"path" placeholder:"DIR"`
@@ -58,7 +59,7 @@ func (c *installCommand) Run(ctx context.Context) error {
 		Credentials: agent.Credentials{AccessKeyID: c.AWSAccessKeyID, SecretAccessKey: c.AWSSecretAccessKey, SessionToken: c.AWSSessionToken},
 		CA:          c.CA, CAFingerprint: c.CAFingerprint,
 		Devices: c.Devices, ForceVolumes: c.ForceVolumes, Tags: c.Tags,
-		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, VPN: c.VPN, VPNInvitation: c.VPNInvitation, NoFreeze: c.NoFreeze, FreezeAfter: c.FreezeAfter, BPFFS: c.BPFFS, Proxy: agent.EnvironmentProxy(), Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
+		UserProvidedID: c.UserProvidedID, NoReplication: c.NoReplication, AutoReplicate: c.AutoReplicate, CopyFree: c.NoSkipFreeSpace, VPN: c.VPN, VPNInvitation: c.VPNInvitation, NoFreeze: c.NoFreeze, FreezeAfter: c.FreezeAfter, BPFFS: c.BPFFS, AsRoot: c.AsRoot, Proxy: agent.EnvironmentProxy(), Limits: agent.Limits{CPU: c.CPULimit}, Out: os.Stdout,
 	}
 	if c.NoService {
 		o.Service = agent.ServiceNone

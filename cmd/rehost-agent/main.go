@@ -28,6 +28,8 @@ type cli struct {
 	Upgrade   upgradeCommand   `cmd:"" help:"Replace the agent by the service's version, which has to be signed."`
 	Restart   restartCommand   `cmd:"" help:"Start the agent anew, as this version does."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
+	Prepare   prepareCommand   `cmd:"" hidden:"" help:"Root's part before the agent starts: what a service manager runs."`
+	Finish    finishCommand    `cmd:"" hidden:"" help:"Root's part after the agent has ended: what a service manager runs."`
 	Version   kong.VersionFlag `help:"Print the version."`
 }
 
@@ -77,6 +79,7 @@ func joinLists(args []string) (out []string) {
 
 type runCommand struct {
 	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
+	Pins     string `hidden:"" help:"Where the service manager shows the directory of pins." type:"path" placeholder:"DIR"`
 	Verbose  bool   `help:"Log details too."`
 }
 
@@ -87,12 +90,40 @@ func (c *runCommand) Run(ctx context.Context) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	err := agent.Run(ctx, agent.RunOptions{StateDir: c.StateDir, Log: log, Freezer: ownFreezer()})
+	if err := agent.Drop(c.StateDir, log); err != nil {
+		return err
+	}
+	held, err := agent.Confine(c.StateDir, c.Pins)
+	if err != nil {
+		return err
+	}
+	err = agent.Run(ctx, agent.RunOptions{StateDir: c.StateDir, Log: log, Freezer: ownFreezer(), Pins: c.Pins, Privileges: held})
 	if errors.Is(err, agent.ErrCopied) || errors.Is(err, agent.ErrUninstalled) || errors.Is(err, agent.ErrRunning) {
 		log.Warn(err.Error(), "hint", agent.Hint(err))
 		return nil
 	}
 	return err
+}
+
+type prepareCommand struct {
+	StateDir string `help:"Directory of the installation." default:"${state}" type:"path"`
+}
+
+// Run implements the command.
+func (c *prepareCommand) Run() error { return agent.Prepare(c.StateDir) }
+
+type finishCommand struct {
+	StateDir   string `help:"Directory of the installation." default:"${state}" type:"path"`
+	BPFFS      string `name:"bpffs" help:"As it was installed with." type:"path" placeholder:"DIR"`
+	AfterStdin bool   `help:"Once standard input ends."`
+}
+
+// Run implements the command.
+func (c *finishCommand) Run() error {
+	if c.AfterStdin {
+		return agent.Finish(c.StateDir, c.BPFFS, os.Stdin)
+	}
+	return agent.Finish(c.StateDir, c.BPFFS, nil)
 }
 
 type statusCommand struct {

@@ -156,7 +156,7 @@ func (d *demo) replicate(ctx context.Context) error {
 func (d *demo) age(ctx context.Context) error {
 	var ages []float64
 	for range 20 {
-		out, err := d.source.run(ctx, "/var/lib/rehost-agent/rehost-agent status --json")
+		out, err := d.source.run(ctx, "/usr/local/lib/rehost-agent/rehost-agent status --json")
 		if err != nil {
 			return err
 		}
