@@ -25,6 +25,7 @@ func TestFleet(t *testing.T) {
 	w := newWorld(t, 150*time.Second, filepath.Join(t.TempDir(), "rehost"))
 	disk := fault.Loop(t, 16<<20)
 	dir := t.TempDir()
+	fault.Passage(t, dir)
 	server, err := sshd.Start(w.ctx, filepath.Join(dir, "sshd"))
 	if err != nil {
 		t.Fatal(err)

@@ -67,6 +67,7 @@ func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *w
 // newWorldAt tells agents to come to another address of this machine.
 func newWorldAt(t *testing.T, limit time.Duration, data, address string, args ...string) *world {
 	t.Helper()
+	fault.Alone(t) // before time begins to run
 	built = true
 	bin, err := programs()
 	if err != nil {
@@ -75,7 +76,6 @@ func newWorldAt(t *testing.T, limit time.Duration, data, address string, args ..
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	t.Cleanup(cancel)
 	w := &world{t: t, ctx: ctx, bin: bin, state: filepath.Join(t.TempDir(), "agent"), bpffs: fault.BPF(t), log: newLogFile(t)}
-	fault.Alone(t)
 	fault.Passage(t, filepath.Dir(w.state), w.bpffs)
 	w.config = site.Config{Program: filepath.Join(bin, "rehost"), Data: data, Advertise: address, Args: args, Log: w.log}
 	t.Cleanup(func() {

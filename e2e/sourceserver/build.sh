@@ -10,13 +10,15 @@
 # filling, in MiB, may be given by DISK0_MIB, DISK1_MIB, FILL0_MIB, FILL1_MIB;
 # HOSTNAME_IN_IMAGE and TOKEN as well. KERNEL_SUITE takes the kernel from another
 # suite of Debian than this machine's; exit status 4 says that it is not to be had.
-# The kernel package is kept in CACHE.
+# USERLAND=debian makes it a Debian with systemd instead of a busybox, for which
+# this must be root. What was fetched is kept in CACHE.
 set -euo pipefail
 
 out=${1:?usage: build.sh OUTDIR}
 here=$(cd "$(dirname "$0")" && pwd)
 module=$(cd "$here/../.." && pwd)
 cache=${CACHE:-$module/build/cache}${KERNEL_SUITE:+/$KERNEL_SUITE}
+[ "${USERLAND:-}" != debian ] || : "${DISK0_MIB:=768}"
 disk0=${DISK0_MIB:-512} disk1=${DISK1_MIB:-256} fill0=${FILL0_MIB:-80} fill1=${FILL1_MIB:-96}
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -30,6 +32,7 @@ need mformat mtools
 need depmod kmod
 need cpio cpio
 need go golang
+[ "${USERLAND:-}" != debian ] || need debootstrap debootstrap
 [ -e /usr/lib/grub/i386-pc/boot.img ] || missing+=(grub-pc-bin)
 [ -d /usr/lib/grub/x86_64-efi ] || missing+=(grub-efi-amd64-bin)
 if [ ${#missing[@]} -gt 0 ]; then
@@ -45,12 +48,21 @@ uuid() { cat /proc/sys/kernel/random/uuid; }
 root_uuid=$(uuid) data_uuid=$(uuid)
 token=${TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# archive prints where this machine has its packages of Debian from, and its suite.
+archive() {
+	local found
+	found=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(CODENAME)' 'Created-By: Packages' | awk '$2 == "Debian" && $3 !~ /-/ { print $1, $3; exit }')
+	[ -n "$found" ] && [ -e $keys ] || { echo "build.sh: this machine has no packages of Debian: try apt-get update" >&2; return 1; }
+	echo "$found"
+}
+
 # Options for apt that read one suite, in directories of their own: the machine's
 # lists and sources stay as they are.
 suite_options() {
-	local dir=$cache/apt uri keys=/usr/share/keyrings/debian-archive-keyring.gpg
-	uri=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(CODENAME)' 'Created-By: Packages' | awk '$2 == "Debian" && $3 !~ /-/ { print $1; exit }')
-	[ -n "$uri" ] && [ -e $keys ] || { echo "build.sh: this machine has no packages of Debian: try apt-get update" >&2; return 1; }
+	local dir=$cache/apt uri
+	read -r uri _ <<<"$(archive)"
 	mkdir -p "$dir/lists/partial" "$dir/archives/partial"
 	echo "deb [signed-by=$keys] $uri $KERNEL_SUITE main" >"$dir/sources.list"
 	apt_options=(-o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir" -o APT::Sandbox::User=root)
@@ -82,21 +94,69 @@ kernel_tree() {
 kernel=$(set -e; kernel_tree) || { [ -z "${KERNEL_SUITE:-}" ] && exit 1 || exit 4; }
 version=$(basename "$kernel"/lib/modules/*)
 
-# The user land: busybox, the server, a few files.
+# A Debian with systemd, fetched once.
+debian_tree() {
+	local tree=$cache/debian uri suite
+	if [ ! -d "$tree" ]; then
+		read -r uri suite <<<"$(archive)"
+		debootstrap --variant=minbase --include=systemd,systemd-sysv,udev --keyring=$keys "$suite" "$tree.new.$$" "$uri" >&2
+		rm -rf "$tree.new.$$"/var/cache/apt/* "$tree.new.$$"/var/lib/apt/lists/* "$tree.new.$$"/usr/share/{doc,locale,man}/*
+		mv -T "$tree.new.$$" "$tree" 2>/dev/null || rm -rf "$tree.new.$$"
+	fi
+	echo "$tree"
+}
+
+# What a Debian has instead of rc and inittab. An emulator takes seconds for each
+# unit, so that none is started which nothing here asks for.
+debian_files() {
+	rm -f "$root/etc/machine-id" "$root/var/lib/dbus/machine-id" "$root/etc/resolv.conf"
+	: >"$root/etc/machine-id"
+	cat >"$root/etc/systemd/system/sourceserver.service" <<U
+[Service]
+ExecStartPre=/bin/sh -c 'until mountpoint -q /data || mount /data; do sleep 1; done'
+ExecStartPre=-/bin/busybox ip link set lo up
+ExecStartPre=-/bin/busybox ip addr add 10.0.2.15/24 dev eth0
+ExecStartPre=-/bin/busybox ip link set eth0 up
+ExecStartPre=-/bin/busybox ip route add default via 10.0.2.2
+ExecStart=/usr/sbin/sourceserver
+Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root
+[Install]
+WantedBy=multi-user.target
+U
+	mkdir -p "$root/etc/systemd/system.conf.d"
+	printf '[Manager]\nDefaultTimeoutStartSec=15min\n' >"$root/etc/systemd/system.conf.d/slow.conf"
+	systemctl --root="$root" -q enable sourceserver
+	systemctl --root="$root" -q set-default multi-user
+	systemctl --root="$root" -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer systemd-tmpfiles-clean.timer \
+		getty.target serial-getty@.service systemd-logind systemd-user-sessions dbus.socket remote-fs.target kmod-static-nodes systemd-modules-load modprobe@.service systemd-binfmt proc-sys-fs-binfmt_misc.automount \
+		sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount \
+		systemd-fsck-root systemd-fsck@.service systemd-random-seed systemd-update-utmp systemd-update-utmp-runlevel systemd-update-done systemd-sysusers systemd-hwdb-update systemd-journal-catalog-update \
+		systemd-ask-password-console.path systemd-ask-password-wall.path systemd-network-generator systemd-machine-id-commit systemd-pstore e2scrub_reap
+}
+
+# The user land: busybox or Debian, the server, a few files.
+if [ "${USERLAND:-}" = debian ]; then
+	tree=$(set -e; debian_tree)
+	cp -a "$tree" "$root"
+fi
 mkdir -p "$root"/{bin,sbin,usr/bin,usr/sbin,usr/local/bin,usr/local/sbin,usr/share,etc,proc,sys,dev,run,tmp,root,var/log,var/lib,boot/grub,data,lib/modules,opt,srv}
 cp "$(command -v busybox)" "$root/bin/busybox"
-for a in $(busybox --list); do ln -s /bin/busybox "$root/bin/$a" 2>/dev/null || true; done
-for a in init getty reboot poweroff halt; do ln -sf /bin/busybox "$root/sbin/$a"; done
-rm -f "$root/bin/init"
-install -m 755 "$here/rootfs/sbin/rc" "$root/sbin/rc"
-install -m 644 "$here/rootfs/etc/inittab" "$root/etc/inittab"
+if [ "${USERLAND:-}" = debian ]; then
+	debian_files
+else
+	for a in $(busybox --list); do ln -s /bin/busybox "$root/bin/$a" 2>/dev/null || true; done
+	for a in init getty reboot poweroff halt; do ln -sf /bin/busybox "$root/sbin/$a"; done
+	rm -f "$root/bin/init"
+	install -m 755 "$here/rootfs/sbin/rc" "$root/sbin/rc"
+	install -m 644 "$here/rootfs/etc/inittab" "$root/etc/inittab"
+	echo "root::0:0:root:/root:/bin/sh" >"$root/etc/passwd"
+	printf 'root:x:0:\ndisk:x:6:\n' >"$root/etc/group"
+	printf 'NAME="Test source server"\nID=rehost-test\nVERSION_ID=1\n' >"$root/etc/os-release"
+fi
 echo "${HOSTNAME_IN_IMAGE:-source}" >"$root/etc/hostname"
 echo "127.0.0.1 localhost ${HOSTNAME_IN_IMAGE:-source}" >"$root/etc/hosts"
 echo "nameserver 10.0.2.3" >"$root/etc/resolv.conf"
-echo "root::0:0:root:/root:/bin/sh" >"$root/etc/passwd"
-printf 'root:x:0:\ndisk:x:6:\n' >"$root/etc/group"
-printf 'NAME="Test source server"\nID=rehost-test\nVERSION_ID=1\n' >"$root/etc/os-release"
-printf 'UUID=%s / ext4 defaults 0 1\nUUID=%s /data ext4 defaults 0 2\n' "$root_uuid" "$data_uuid" >"$root/etc/fstab"
+printf 'UUID=%s / ext4 defaults 0 1\nUUID=%s /data ext4 defaults,noauto 0 2\n' "$root_uuid" "$data_uuid" >"$root/etc/fstab"
 (cd "$module" && CGO_ENABLED=0 go build -trimpath -ldflags=-s -o "$root/usr/sbin/sourceserver" ./e2e/sourceserver)
 "$root/usr/sbin/sourceserver" -fill "$root/srv/files" -fill-mib "$fill0"
 mkdir "$work/data"
@@ -125,7 +185,7 @@ terminal_input serial console
 terminal_output serial console
 set timeout=0
 menuentry "Linux" {
-	linux /boot/vmlinuz root=UUID=$root_uuid ro console=ttyS0 quiet panic=5 sourceserver.token=$token
+	linux /boot/vmlinuz root=UUID=$root_uuid ro console=ttyS0 quiet panic=5 net.ifnames=0 sourceserver.token=$token
 	initrd /boot/initrd.img
 }
 G

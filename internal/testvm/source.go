@@ -70,7 +70,7 @@ func OfferFile(path, place string) (*Offer, error) {
 	o := &Offer{done: make(chan error, 1), srv: &http.Server{ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) })}}
 	go func() { o.done <- o.srv.Serve(l) }()
-	o.Fetch = fmt.Sprintf("set -e\nwget -q -O %[1]s http://%[2]s:%[3]d/%[4]s\necho '%[5]s  %[1]s' | sha256sum -c -s\nchmod 755 %[1]s\n",
+	o.Fetch = fmt.Sprintf("set -e\nbusybox wget -q -O %[1]s http://%[2]s:%[3]d/%[4]s\necho '%[5]s  %[1]s' | sha256sum -c >/dev/null\nchmod 755 %[1]s\n",
 		place, GuestHost, l.Addr().(*net.TCPAddr).Port, filepath.Base(path), hex.EncodeToString(sum.Sum(nil)))
 	return o, nil
 }

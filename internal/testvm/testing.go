@@ -22,7 +22,7 @@ import (
 var packages = map[string]string{
 	"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils",
 	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "busybox": "busybox-static", ovmfCode: "ovmf",
-	"sfdisk": "fdisk", "mke2fs": "e2fsprogs", "mformat": "mtools", "grub-mkimage": "grub-common", "cpio": "cpio", "depmod": "kmod",
+	"debootstrap": "debootstrap", "sfdisk": "fdisk", "mke2fs": "e2fsprogs", "mformat": "mtools", "grub-mkimage": "grub-common", "cpio": "cpio", "depmod": "kmod",
 	"/usr/lib/grub/i386-pc/boot.img": "grub-pc-bin", "/usr/lib/grub/x86_64-efi": "grub-efi-amd64-bin",
 }
 
@@ -93,6 +93,19 @@ func Source(tb testing.TB) SourceImage {
 // does not have it.
 func SourceOf(tb testing.TB, suite string) SourceImage {
 	tb.Helper()
+	return source(tb, suite, "")
+}
+
+// SourceDebian is Source with a Debian and its systemd instead of a busybox. Who runs
+// the test must be root.
+func SourceDebian(tb testing.TB) SourceImage {
+	tb.Helper()
+	Require(tb, "debootstrap")
+	return source(tb, "", "debian")
+}
+
+func source(tb testing.TB, suite, userLand string) SourceImage {
+	tb.Helper()
 	Require(tb, "qemu-system-x86_64", "busybox", "sfdisk", "mke2fs", "mformat", "grub-mkimage", "cpio", "depmod",
 		"/usr/lib/grub/i386-pc/boot.img", "/usr/lib/grub/x86_64-efi")
 	_, file, _, _ := runtime.Caller(0)
@@ -101,8 +114,8 @@ func SourceOf(tb testing.TB, suite string) SourceImage {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	dir := filepath.Join(module, "build", strings.TrimSuffix("source-"+key+"-"+suite, "-"))
-	if err := buildOnce(tb.Context(), filepath.Join(module, "e2e", "sourceserver", "build.sh"), dir, "KERNEL_SUITE="+suite); err != nil {
+	dir := filepath.Join(module, "build", strings.Join(slices.DeleteFunc([]string{"source", key, suite, userLand}, func(s string) bool { return s == "" }), "-"))
+	if err := buildOnce(tb.Context(), filepath.Join(module, "e2e", "sourceserver", "build.sh"), dir, "KERNEL_SUITE="+suite, "USERLAND="+userLand); err != nil {
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 4 {
 			tb.Skipf("SKIPPED: no kernel of %s: %v", suite, err)
 		}
