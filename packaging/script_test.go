@@ -59,7 +59,7 @@ func TestScript(t *testing.T) {
 	}
 	// It knows the proxy itself: a service manager passes no environment on.
 	before := len(proxy.asked())
-	restart := exec.Command(filepath.Join(w.state, "rehost-agent"), "restart", "--state-dir", w.state)
+	restart := exec.Command(w.program(), "restart", "--state-dir", w.state)
 	restart.Env = []string{"PATH=" + os.Getenv("PATH")}
 	if out, err := restart.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

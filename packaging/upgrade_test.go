@@ -90,7 +90,7 @@ func TestUpgrade(t *testing.T) {
 
 	// A good one that is cut off before it is known to be: the next call finishes it.
 	w.serve(w.agent[1])
-	cmd := exec.Command(filepath.Join(w.state, "rehost-agent"), "upgrade", "--state-dir", w.state)
+	cmd := exec.Command(w.program(), "upgrade", "--state-dir", w.state)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if _, err := os.Stat(filepath.Join(w.state, "rehost-agent.previous")); err != nil {
+	if _, err := os.Stat(w.program() + ".previous"); err != nil {
 		t.Fatalf("the version before is not kept: %v", err)
 	}
 	if out, _ := w.agentRun("doctor"); !strings.Contains(out, "one was interrupted") {

@@ -216,7 +216,7 @@ func (w *world) secret() minisign.PrivateKey {
 
 // installArgs are those of an installation without a person.
 func (w *world) installArgs(more ...string) string {
-	return strings.Join(append([]string{"--no-prompt", "--force-volumes", "--devices", w.disk.Path, "--bpffs", w.bpffs, "--state-dir", w.state}, more...), " ")
+	return strings.Join(append([]string{"--no-prompt", "--as-root", "--force-volumes", "--devices", w.disk.Path, "--bpffs", w.bpffs, "--state-dir", w.state}, more...), " ")
 }
 
 // sh runs a line of shell, as somebody pastes it.
@@ -270,7 +270,7 @@ func (w *world) servers() []types.SourceServer {
 
 // agentRun runs the installed agent's program.
 func (w *world) agentRun(args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(w.state, "rehost-agent"), append(args, "--state-dir", w.state)...)
+	cmd := exec.Command(w.program(), append(args, "--state-dir", w.state)...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -386,3 +386,6 @@ func (p *connectProxy) asked() []string {
 }
 
 func (w *world) port() string { return strconv.Itoa(w.service.Port) }
+
+// program is the agent's, as it is installed.
+func (w *world) program() string { return filepath.Join(w.state+".program", "rehost-agent") }
