@@ -133,8 +133,9 @@ func (c *DoctorCmd) ports(ctx context.Context, data string) ([]exposedPort, erro
 func (c *DoctorCmd) port(ctx context.Context, s socket, forwards map[int]string) exposedPort {
 	p := exposedPort{Address: s.address.String(), Network: s.network, PID: s.pid, Program: s.program, Reach: reach(s.address.Addr())}
 	beyond := !s.address.Addr().IsLoopback()
+	var err error
 	if s.network == "tcp" {
-		p.TLS = offered(ctx, dialAddress(s.address))
+		p.TLS, err = offered(ctx, dialAddress(s.address))
 	}
 	switch forward := forwards[int(s.address.Port())]; {
 	case p.TLS != nil:
@@ -145,11 +146,13 @@ func (c *DoctorCmd) port(ctx context.Context, s socket, forwards map[int]string)
 	case forward != "":
 		p.Purpose = forward
 		p.Faults = append(p.Faults, "an instance can be reached from beyond this machine")
-	default:
-		p.Purpose = "not known"
+	case err != nil:
+		p.Purpose = "not known: " + err.Error()
 		if beyond {
-			p.Faults = append(p.Faults, "it is none of the product's ports, or does not speak TLS")
+			p.Faults = append(p.Faults, "what is open beyond this machine has to speak TLS")
 		}
+	default:
+		p.Purpose = "says nothing to who connects from here"
 	}
 	return p
 }

@@ -28,12 +28,22 @@ const least = 7 * 24 * time.Hour
 // errSeen ends a handshake in which a server has shown all that it is asked for.
 var errSeen = errors.New("seen")
 
-// offered tries every version and suite that there is; nil for a port that does
-// not speak TLS.
-func offered(ctx context.Context, address string) *offeredTLS {
-	var o *offeredTLS
+// errPlain says that a port answers, and not in TLS.
+var errPlain = errors.New("it does not speak TLS")
+
+// offered tries every version and suite that there is; nil for a port that says
+// nothing to who connects from here, as one behind a security group. The error is
+// [errPlain].
+func offered(ctx context.Context, address string) (o *offeredTLS, err error) {
+	_, err = shake(ctx, address, tls.VersionTLS13, nil)
+	if record := (tls.RecordHeaderError{}); errors.As(err, &record) {
+		return nil, errPlain
+	}
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+		return nil, nil // nor would it answer all the others
+	}
 	try := func(version uint16, suite ...uint16) bool {
-		state := shake(ctx, address, version, suite)
+		state, _ := shake(ctx, address, version, suite)
 		if state == nil {
 			return false
 		}
@@ -65,21 +75,22 @@ func offered(ctx context.Context, address string) *offeredTLS {
 			o.Versions = append(o.Versions, tls.VersionName(version))
 		}
 	}
-	return o
+	return o, nil
 }
 
-// shake begins a handshake of one version and some suites; nil if the server will
-// not have it.
-func shake(ctx context.Context, address string, version uint16, suites []uint16) (state *tls.ConnectionState) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+// shake begins a handshake of one version and some suites; the state is nil if the
+// server will not have it, and the error says how it said so.
+func shake(ctx context.Context, address string, version uint16, suites []uint16) (state *tls.ConnectionState, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	dialer := tls.Dialer{NetDialer: &net.Dialer{}, Config: &tls.Config{MinVersion: version, MaxVersion: version, CipherSuites: suites,
 		InsecureSkipVerify: true, // nothing is believed or said: this only looks
 		VerifyConnection:   func(s tls.ConnectionState) error { state = &s; return errSeen }}}
-	if conn, err := dialer.DialContext(ctx, "tcp", address); err == nil {
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err == nil {
 		conn.Close()
 	}
-	return state
+	return state, err
 }
 
 // faults holds what was offered against the rules.
