@@ -53,7 +53,8 @@ func newRoot(t *testing.T, tools ...string) *root {
 	}
 	mount(r.bpffs, filepath.Join(r.dir, "bpf"), "bind", unix.MS_BIND, "")
 	r.state = filepath.Join(r.dir, "var/lib/rehost-agent")
-	t.Cleanup(func() { _, _ = r.in("/var/lib/rehost-agent/rehost-agent", "uninstall") })
+	r.chroot = r.dir
+	t.Cleanup(func() { _, _ = r.agentRun("uninstall") })
 	return r
 }
 

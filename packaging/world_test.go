@@ -88,6 +88,7 @@ func (b *built) build() (err error) {
 
 // A world is a service, real, and a machine with one disk to be replicated.
 type world struct {
+	chroot string // where the agent is installed with the defaults; "": on this machine
 	*built
 	t       *testing.T
 	service *site.Service
@@ -129,6 +130,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{built: releases(t), t: t, state: filepath.Join(t.TempDir(), "state"), serving: t.TempDir(), tmp: t.TempDir(), log: new(lockedBuffer)}
 	w.serve(w.agent[0])
 	w.bpffs, w.disk = fault.BPF(t), fault.Loop(t, 16<<20)
+	fault.Passage(t, w.bpffs)
 	var err error
 	starting.Lock()
 	defer starting.Unlock()
@@ -271,6 +273,9 @@ func (w *world) servers() []types.SourceServer {
 // agentRun runs the installed agent's program.
 func (w *world) agentRun(args ...string) (string, error) {
 	cmd := exec.Command(w.program(), append(args, "--state-dir", w.state)...)
+	if w.chroot != "" { // which has users of its own
+		cmd = exec.Command("chroot", append([]string{w.chroot, "/usr/local/lib/rehost-agent/rehost-agent"}, args...)...)
+	}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -1,9 +1,9 @@
 #!/bin/sh
 # After the package's program was taken away. dpkg: purge, among others.
 #
-# The agent's own copy of the program, beside its state, removes both.
+# The copy of the program that the installation made removes itself and the state.
 set -eu
 
 [ "${1-}" = purge ] || exit 0
 [ -e /var/lib/rehost-agent/config.json ] || exit 0
-exec /var/lib/rehost-agent/rehost-agent uninstall
+exec /usr/local/lib/rehost-agent/rehost-agent uninstall
