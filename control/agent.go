@@ -265,14 +265,18 @@ func (c *Service) GetAgentCommand(ctx context.Context, in *formgn.GetAgentComman
 	if err != nil {
 		return nil, err
 	}
-	if !changed {
+	orders, news, err := c.orders(ctx, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	if !changed && !news {
 		awsapi.Routine(ctx)
 	}
 	address, err := c.pairedAddress(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	return &formgn.GetAgentCommandForMgnResponse{Command: s.command(), CommandID: s.commandID(), Retry: &retry, ReplicatorAddress: address,
+	return &formgn.GetAgentCommandForMgnResponse{Tasks: orders, Command: s.command(), CommandID: s.commandID(), Retry: &retry, ReplicatorAddress: address,
 		BandwidthThrottling: s.Config.BandwidthThrottling, TrustBundle: c.trustBundle(in.TrustDigest)}, nil
 }
 

@@ -111,7 +111,7 @@ func (w *world) open() {
 	}
 	w.db = db
 	w.Service, err = Open(w.t.Context(), Options{Database: db, Account: "123456789012", Region: "us-east-1", Replicas: w.replicas, Exporter: w.exports,
-		Socket: "/run/rehost/nbd.sock", Target: w.target, Authority: w.ca, Sessions: sessions{w.clock}, Events: w.happened, Now: w.clock.Now,
+		Socket: "/run/rehost/nbd.sock", Target: w.target, Authority: w.ca, Sessions: sessions{w.clock}, Events: w.happened, Bundles: filepath.Join(filepath.Dir(w.path), "support"), Now: w.clock.Now,
 		Logger: slog.New(slog.NewTextHandler(testWriter{w.t}, nil))})
 	if err != nil {
 		w.t.Fatal(err)

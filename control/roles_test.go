@@ -106,6 +106,8 @@ func (in inputs) value(shape string) any {
 		return max(s.Min, 1)
 	case "timestamp":
 		return 0
+	case "blob":
+		return []byte{1}
 	}
 	if len(s.Enum) > 0 {
 		return s.Enum[0]
@@ -174,7 +176,8 @@ func (a *apiWorld) decided(c identity.Credentials, r *http.Request, body []byte)
 // What is documented of each role: docs/threat-model.md.
 var (
 	agentMay = []string{"GetAgentCommandForMgn", "GetAgentReplicationInfoForMgn", "IssueClientCertificateForMgn", "SendAgentLogsForMgn", "SendAgentMetricsForMgn",
-		"UpdateAgentBacklogForMgn", "UpdateAgentReplicationInfoForMgn", "UpdateAgentSourcePropertiesForMgn"}
+		"UpdateAgentBacklogForMgn", "UpdateAgentReplicationInfoForMgn", "UpdateAgentSourcePropertiesForMgn",
+		"SendSupportBundleForRehost", "UpdateAgentTaskForRehost"}
 	replicatorMay = []string{"DescribeReplicationServerAssociationsForMgn", "NotifyAgentAuthenticationForMgn", "NotifyAgentConnectedForMgn", "NotifyAgentDisconnectedForMgn",
 		"NotifyAgentReplicationProgressForMgn", "UpdateAgentReplicationProcessStateForMgn"}
 )
@@ -211,7 +214,7 @@ func TestRoles(t *testing.T) {
 		t.Run(c.who, func(t *testing.T) {
 			allowed, built := 0, 0
 			for service, file := range map[*awsapi.Service]string{mgn.Service: "../awsapi/mgn/model.json", formgn.Service: "../awsapi/formgn/model.json"} {
-				in := inputs{readModel(t, file), []string{c.server, c.replicator, arn(c.server), "x", "x.y", "1", "12345678-1234-1234-1234-123456789012", "123456789012", "2026-01-01T00:00:00Z", strings.Repeat("x", 64), strings.Repeat("x", 43) + "="}}
+				in := inputs{readModel(t, file), []string{c.server, c.replicator, arn(c.server), "x", "x.y", "1", "12345678-1234-1234-1234-123456789012", "123456789012", "2026-01-01T00:00:00Z", strings.Repeat("x", 64), strings.Repeat("0", 64), strings.Repeat("x", 43) + "="}}
 				for _, op := range service.Operations {
 					r, body := in.request(t, op, a.server.URL)
 					got := a.decided(c.credentials, r, body)

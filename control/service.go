@@ -80,6 +80,10 @@ type Options struct {
 
 	Events Events // nil: none are kept
 
+	// Bundles is the directory that support bundles of agents are kept in; nobody else
+	// writes there. "" refuses the tasks that bring some.
+	Bundles string
+
 	// AgentTimeout is after how long of silence an agent counts as not seen,
 	// StepTimeout how long a step of initiation may take. 0 means 90 s each.
 	AgentTimeout, StepTimeout time.Duration
@@ -107,6 +111,7 @@ type Service struct {
 	turned      map[ca.Certified]bool // revocations that have ended sessions; of tendAuthority alone
 
 	letting sync.Mutex // held while the tunnel is told who may come
+	bundles sync.Mutex // held while files of support bundles are changed
 
 	mu    sync.Mutex
 	views map[string]*exported // guarded by mu: by instance

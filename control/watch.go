@@ -12,11 +12,11 @@ import (
 )
 
 // What happens by itself: silence is noticed, telemetry is written down, and
-// replicas that nothing needs any more are deleted.
+// replicas and support bundles that nothing needs any more are deleted.
 
 // watch looks at everything once.
 func (c *Service) watch(ctx context.Context) error {
-	return errors.Join(c.gauge.flush(ctx, c.db), c.watchServers(ctx), c.repairGroups(ctx), c.deleteCondemned(ctx))
+	return errors.Join(c.gauge.flush(ctx, c.db), c.watchServers(ctx), c.repairGroups(ctx), c.deleteCondemned(ctx), c.watchTasks(ctx))
 }
 
 func (c *Service) watchServers(ctx context.Context) error {

@@ -53,7 +53,7 @@ func TestManaged_Agent(t *testing.T) {
 	own := map[string]bool{
 		"IssueClientCertificateForMgn": true, "UpdateAgentSourcePropertiesForMgn": true, "GetAgentReplicationInfoForMgn": true,
 		"UpdateAgentReplicationInfoForMgn": true, "GetAgentCommandForMgn": true, "UpdateAgentBacklogForMgn": true,
-		"SendAgentLogsForMgn": true, "SendAgentMetricsForMgn": true,
+		"SendAgentLogsForMgn": true, "SendAgentMetricsForMgn": true, "SendSupportBundleForRehost": true, "UpdateAgentTaskForRehost": true,
 	}
 	document := managed()[ManagedPolicy("AWSApplicationMigrationAgentPolicy_v2")]
 	c := policy.Context{}

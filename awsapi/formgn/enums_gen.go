@@ -26,6 +26,42 @@ func (AgentCommand) Values() []AgentCommand {
 	}
 }
 
+// AgentTaskKind is one of the values below; "" means absent.
+type AgentTaskKind string
+
+const (
+	AgentTaskKindCollectLogs AgentTaskKind = "COLLECT_LOGS"
+)
+
+// Values lists what the model allows.
+func (AgentTaskKind) Values() []AgentTaskKind {
+	return []AgentTaskKind{
+		AgentTaskKindCollectLogs,
+	}
+}
+
+// AgentTaskState is one of the values below; "" means absent.
+type AgentTaskState string
+
+const (
+	AgentTaskStatePending   AgentTaskState = "PENDING"
+	AgentTaskStateDelivered AgentTaskState = "DELIVERED"
+	AgentTaskStateSucceeded AgentTaskState = "SUCCEEDED"
+	AgentTaskStateFailed    AgentTaskState = "FAILED"
+	AgentTaskStateExpired   AgentTaskState = "EXPIRED"
+)
+
+// Values lists what the model allows.
+func (AgentTaskState) Values() []AgentTaskState {
+	return []AgentTaskState{
+		AgentTaskStatePending,
+		AgentTaskStateDelivered,
+		AgentTaskStateSucceeded,
+		AgentTaskStateFailed,
+		AgentTaskStateExpired,
+	}
+}
+
 // BootMode is one of the values below; "" means absent.
 type BootMode string
 

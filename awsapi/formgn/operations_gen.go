@@ -14,7 +14,10 @@ var Service = &awsapi.Service{
 	Operations: []*awsapi.Operation{
 		&CreateSessionForMgn.Operation,
 		&CreateTunnelInvitationForMgn.Operation,
+		&DescribeAgentTasksForRehost.Operation,
+		&DescribeAgentsForRehost.Operation,
 		&DescribeReplicationServerAssociationsForMgn.Operation,
+		&DownloadSupportBundleForRehost.Operation,
 		&GetAgentCommandForMgn.Operation,
 		&GetAgentReplicationInfoForMgn.Operation,
 		&IssueClientCertificateForMgn.Operation,
@@ -25,10 +28,13 @@ var Service = &awsapi.Service{
 		&RegisterAgentForMgn.Operation,
 		&SendAgentLogsForMgn.Operation,
 		&SendAgentMetricsForMgn.Operation,
+		&SendSupportBundleForRehost.Operation,
+		&StartAgentTaskForRehost.Operation,
 		&UpdateAgentBacklogForMgn.Operation,
 		&UpdateAgentReplicationInfoForMgn.Operation,
 		&UpdateAgentReplicationProcessStateForMgn.Operation,
 		&UpdateAgentSourcePropertiesForMgn.Operation,
+		&UpdateAgentTaskForRehost.Operation,
 		&VerifyClientRoleForMgn.Operation,
 	},
 }
@@ -55,6 +61,31 @@ var CreateTunnelInvitationForMgn = &awsapi.Op[CreateTunnelInvitationForMgnReques
 	HasBody:     true,
 }}
 
+// DescribeAgentTasksForRehost: Lists the last tasks of a source server's agent, newest first.
+var DescribeAgentTasksForRehost = &awsapi.Op[DescribeAgentTasksForRehostRequest, DescribeAgentTasksForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "DescribeAgentTasksForRehost",
+	Method:      "POST",
+	URI:         "/DescribeAgentTasksForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
+	HasBody:     true,
+}}
+
+// DescribeAgentsForRehost: Lists the agents of all source servers: what they are, do and have to do.
+var DescribeAgentsForRehost = &awsapi.Op[DescribeAgentsForRehostRequest, DescribeAgentsForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "DescribeAgentsForRehost",
+	Method:      "POST",
+	URI:         "/DescribeAgentsForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
+	Paginated:   true,
+	HasBody:     true,
+}}
+
 // DescribeReplicationServerAssociationsForMgn: Lists the source servers that a replication server serves; asked again and again. With the revision of the last answer, the service answers once there is something new or waitSeconds are over.
 var DescribeReplicationServerAssociationsForMgn = &awsapi.Op[DescribeReplicationServerAssociationsForMgnRequest, DescribeReplicationServerAssociationsForMgnResponse]{Operation: awsapi.Operation{
 	SigningName: "mgn",
@@ -64,6 +95,18 @@ var DescribeReplicationServerAssociationsForMgn = &awsapi.Op[DescribeReplication
 	Success:     200,
 	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
 	ReadOnly:    true,
+	HasBody:     true,
+}}
+
+// DownloadSupportBundleForRehost: Gives a part of the support bundle that a task has brought.
+var DownloadSupportBundleForRehost = &awsapi.Op[DownloadSupportBundleForRehostRequest, DownloadSupportBundleForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "DownloadSupportBundleForRehost",
+	Method:      "POST",
+	URI:         "/DownloadSupportBundleForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
 	HasBody:     true,
 }}
 
@@ -180,6 +223,30 @@ var SendAgentMetricsForMgn = &awsapi.Op[SendAgentMetricsForMgnRequest, SendAgent
 	HasBody:     true,
 }}
 
+// SendSupportBundleForRehost: The agent sends the next part of the support bundle that a task asks for, and learns where to go on. The last part ends the task.
+var SendSupportBundleForRehost = &awsapi.Op[SendSupportBundleForRehostRequest, SendSupportBundleForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "SendSupportBundleForRehost",
+	Method:      "POST",
+	URI:         "/SendSupportBundleForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
+}}
+
+// StartAgentTaskForRehost: Asks the agent of a source server to do something once. While a task of that kind is open, it is answered instead of another one.
+var StartAgentTaskForRehost = &awsapi.Op[StartAgentTaskForRehostRequest, StartAgentTaskForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "StartAgentTaskForRehost",
+	Method:      "POST",
+	URI:         "/StartAgentTaskForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
+}}
+
 // UpdateAgentBacklogForMgn: Reports the state of replication as the agent sees it.
 var UpdateAgentBacklogForMgn = &awsapi.Op[UpdateAgentBacklogForMgnRequest, UpdateAgentBacklogForMgnResponse]{Operation: awsapi.Operation{
 	SigningName: "mgn",
@@ -221,6 +288,18 @@ var UpdateAgentSourcePropertiesForMgn = &awsapi.Op[UpdateAgentSourcePropertiesFo
 	URI:         "/UpdateAgentSourcePropertiesForMgn",
 	Success:     200,
 	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	HasBody:     true,
+}}
+
+// UpdateAgentTaskForRehost: The agent says how a task ended that it could not do.
+var UpdateAgentTaskForRehost = &awsapi.Op[UpdateAgentTaskForRehostRequest, UpdateAgentTaskForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "UpdateAgentTaskForRehost",
+	Method:      "POST",
+	URI:         "/UpdateAgentTaskForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
 	HasBody:     true,
 }}
 

@@ -23,6 +23,15 @@ var presenceDiskProgress = awsapi.Presence{
 	Required: []string{"backloggedStorageBytes", "diskID", "replicatedStorageBytes", "rescannedStorageBytes", "totalStorageBytes"},
 }
 
+var presenceDownloadSupportBundleForRehostRequest = awsapi.Presence{
+	Required: []string{"offset"},
+}
+
+// Presence implements [awsapi.PresenceChecker].
+func (*DownloadSupportBundleForRehostRequest) Presence() *awsapi.Presence {
+	return &presenceDownloadSupportBundleForRehostRequest
+}
+
 var presenceLogLine = awsapi.Presence{
 	Required: []string{"message"},
 }
@@ -85,6 +94,15 @@ var presenceSendAgentMetricsForMgnRequest = awsapi.Presence{
 // Presence implements [awsapi.PresenceChecker].
 func (*SendAgentMetricsForMgnRequest) Presence() *awsapi.Presence {
 	return &presenceSendAgentMetricsForMgnRequest
+}
+
+var presenceSendSupportBundleForRehostRequest = awsapi.Presence{
+	Required: []string{"offset", "sizeBytes"},
+}
+
+// Presence implements [awsapi.PresenceChecker].
+func (*SendSupportBundleForRehostRequest) Presence() *awsapi.Presence {
+	return &presenceSendSupportBundleForRehostRequest
 }
 
 var presenceSourceProperties = awsapi.Presence{

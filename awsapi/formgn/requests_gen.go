@@ -14,6 +14,17 @@ type CreateTunnelInvitationForMgnRequest struct {
 	TunnelKey       string `json:"tunnelKey"`       // required
 }
 
+// DescribeAgentTasksForRehostRequest is the input of [DescribeAgentTasksForRehost].
+type DescribeAgentTasksForRehostRequest struct {
+	SourceServerID string `json:"sourceServerID"` // required
+}
+
+// DescribeAgentsForRehostRequest is the input of [DescribeAgentsForRehost].
+type DescribeAgentsForRehostRequest struct {
+	MaxResults *int32  `json:"maxResults,omitempty"`
+	NextToken  *string `json:"nextToken,omitempty"`
+}
+
 // DescribeReplicationServerAssociationsForMgnRequest is the input of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnRequest struct {
 	Address       *string `json:"address,omitempty"`
@@ -22,6 +33,13 @@ type DescribeReplicationServerAssociationsForMgnRequest struct {
 	Revision      *int64  `json:"revision,omitempty"`
 	TrustDigest   *string `json:"trustDigest,omitempty"`
 	WaitSeconds   *int32  `json:"waitSeconds,omitempty"`
+}
+
+// DownloadSupportBundleForRehostRequest is the input of [DownloadSupportBundleForRehost].
+type DownloadSupportBundleForRehostRequest struct {
+	Offset         int64  `json:"offset"`         // required
+	SourceServerID string `json:"sourceServerID"` // required
+	TaskID         string `json:"taskID"`         // required
 }
 
 // GetAgentCommandForMgnRequest is the input of [GetAgentCommandForMgn].
@@ -102,6 +120,22 @@ type SendAgentMetricsForMgnRequest struct {
 	SourceServerID string   `json:"sourceServerID"`   // required
 }
 
+// SendSupportBundleForRehostRequest is the input of [SendSupportBundleForRehost].
+type SendSupportBundleForRehostRequest struct {
+	Content        []byte `json:"content,omitzero"` // required
+	Offset         int64  `json:"offset"`           // required
+	Sha256         string `json:"sha256"`           // required
+	SizeBytes      int64  `json:"sizeBytes"`        // required
+	SourceServerID string `json:"sourceServerID"`   // required
+	TaskID         string `json:"taskID"`           // required
+}
+
+// StartAgentTaskForRehostRequest is the input of [StartAgentTaskForRehost].
+type StartAgentTaskForRehostRequest struct {
+	Kind           AgentTaskKind `json:"kind"`           // required
+	SourceServerID string        `json:"sourceServerID"` // required
+}
+
 // UpdateAgentBacklogForMgnRequest is the input of [UpdateAgentBacklogForMgn].
 type UpdateAgentBacklogForMgnRequest struct {
 	Disks           []DiskProgress       `json:"disks,omitzero"` // required
@@ -134,6 +168,13 @@ type UpdateAgentReplicationProcessStateForMgnRequest struct {
 type UpdateAgentSourcePropertiesForMgnRequest struct {
 	SourceProperties *SourceProperties `json:"sourceProperties,omitempty"` // required
 	SourceServerID   string            `json:"sourceServerID"`             // required
+}
+
+// UpdateAgentTaskForRehostRequest is the input of [UpdateAgentTaskForRehost].
+type UpdateAgentTaskForRehostRequest struct {
+	Failure        string `json:"failure"`        // required
+	SourceServerID string `json:"sourceServerID"` // required
+	TaskID         string `json:"taskID"`         // required
 }
 
 // VerifyClientRoleForMgnRequest is the input of [VerifyClientRoleForMgn].

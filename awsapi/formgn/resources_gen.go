@@ -7,8 +7,20 @@ import (
 )
 
 // Resources implements [awsapi.ResourceLister].
+func (v *DescribeAgentTasksForRehostRequest) Resources() (r []awsapi.Resource) {
+	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
+	return r
+}
+
+// Resources implements [awsapi.ResourceLister].
 func (v *DescribeReplicationServerAssociationsForMgnRequest) Resources() (r []awsapi.Resource) {
 	r = append(r, awsapi.Resource{Type: "replication-server", ID: v.ReplicatorID})
+	return r
+}
+
+// Resources implements [awsapi.ResourceLister].
+func (v *DownloadSupportBundleForRehostRequest) Resources() (r []awsapi.Resource) {
+	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
 	return r
 }
 
@@ -74,6 +86,18 @@ func (v *SendAgentMetricsForMgnRequest) Resources() (r []awsapi.Resource) {
 }
 
 // Resources implements [awsapi.ResourceLister].
+func (v *SendSupportBundleForRehostRequest) Resources() (r []awsapi.Resource) {
+	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
+	return r
+}
+
+// Resources implements [awsapi.ResourceLister].
+func (v *StartAgentTaskForRehostRequest) Resources() (r []awsapi.Resource) {
+	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
+	return r
+}
+
+// Resources implements [awsapi.ResourceLister].
 func (v *UpdateAgentBacklogForMgnRequest) Resources() (r []awsapi.Resource) {
 	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
 	return r
@@ -94,6 +118,12 @@ func (v *UpdateAgentReplicationProcessStateForMgnRequest) Resources() (r []awsap
 
 // Resources implements [awsapi.ResourceLister].
 func (v *UpdateAgentSourcePropertiesForMgnRequest) Resources() (r []awsapi.Resource) {
+	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
+	return r
+}
+
+// Resources implements [awsapi.ResourceLister].
+func (v *UpdateAgentTaskForRehostRequest) Resources() (r []awsapi.Resource) {
 	r = append(r, awsapi.Resource{Type: "source-server", ID: v.SourceServerID})
 	return r
 }

@@ -19,6 +19,17 @@ type CreateTunnelInvitationForMgnResponse struct {
 	Tunnel   *Tunnel `json:"tunnel,omitempty"` // required
 }
 
+// DescribeAgentTasksForRehostResponse is the output of [DescribeAgentTasksForRehost].
+type DescribeAgentTasksForRehostResponse struct {
+	Tasks []AgentTask `json:"tasks,omitzero"` // required
+}
+
+// DescribeAgentsForRehostResponse is the output of [DescribeAgentsForRehost].
+type DescribeAgentsForRehostResponse struct {
+	Items     []Agent `json:"items,omitzero"` // required
+	NextToken string  `json:"nextToken,omitempty"`
+}
+
 // DescribeReplicationServerAssociationsForMgnResponse is the output of [DescribeReplicationServerAssociationsForMgn].
 type DescribeReplicationServerAssociationsForMgnResponse struct {
 	AllowedAddresses []string      `json:"allowedAddresses,omitzero"`
@@ -28,6 +39,13 @@ type DescribeReplicationServerAssociationsForMgnResponse struct {
 	TrustBundle      string        `json:"trustBundle,omitempty"`
 }
 
+// DownloadSupportBundleForRehostResponse is the output of [DownloadSupportBundleForRehost].
+type DownloadSupportBundleForRehostResponse struct {
+	Content   []byte `json:"content,omitzero"` // required
+	Sha256    string `json:"sha256"`           // required
+	SizeBytes int64  `json:"sizeBytes"`        // required
+}
+
 // GetAgentCommandForMgnResponse is the output of [GetAgentCommandForMgn].
 type GetAgentCommandForMgnResponse struct {
 	BandwidthThrottling *int64       `json:"bandwidthThrottling,omitempty"`
@@ -35,6 +53,7 @@ type GetAgentCommandForMgnResponse struct {
 	CommandID           string       `json:"commandID,omitempty"`
 	ReplicatorAddress   string       `json:"replicatorAddress,omitempty"`
 	Retry               *bool        `json:"retry,omitempty"`
+	Tasks               []AgentOrder `json:"tasks,omitzero"`
 	TrustBundle         string       `json:"trustBundle,omitempty"`
 }
 
@@ -88,6 +107,16 @@ type SendAgentLogsForMgnResponse struct {
 type SendAgentMetricsForMgnResponse struct {
 }
 
+// SendSupportBundleForRehostResponse is the output of [SendSupportBundleForRehost].
+type SendSupportBundleForRehostResponse struct {
+	NextOffset int64 `json:"nextOffset"` // required
+}
+
+// StartAgentTaskForRehostResponse is the output of [StartAgentTaskForRehost].
+type StartAgentTaskForRehostResponse struct {
+	Task *AgentTask `json:"task,omitempty"` // required
+}
+
 // UpdateAgentBacklogForMgnResponse is the output of [UpdateAgentBacklogForMgn].
 type UpdateAgentBacklogForMgnResponse struct {
 }
@@ -103,6 +132,10 @@ type UpdateAgentReplicationProcessStateForMgnResponse struct {
 
 // UpdateAgentSourcePropertiesForMgnResponse is the output of [UpdateAgentSourcePropertiesForMgn].
 type UpdateAgentSourcePropertiesForMgnResponse struct {
+}
+
+// UpdateAgentTaskForRehostResponse is the output of [UpdateAgentTaskForRehost].
+type UpdateAgentTaskForRehostResponse struct {
 }
 
 // VerifyClientRoleForMgnResponse is the output of [VerifyClientRoleForMgn].

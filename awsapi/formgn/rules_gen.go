@@ -6,8 +6,12 @@ import (
 	"rehost/awsapi"
 )
 
+var ruleAgentTaskFailure = awsapi.Text{Min: 1, Max: 2000}
+var ruleAgentTaskID = awsapi.Text{Min: 19, Max: 19, Pattern: `t-[0-9a-zA-Z]{17}`, Match: awsapi.Pattern(`^(?:t-[0-9a-zA-Z]{17})$`)}
 var rulePEM = awsapi.Text{Min: 1, Max: 16384}
+var rulePageToken = awsapi.Text{Max: 2048}
 var ruleReplicatorID = awsapi.Text{Min: 19, Max: 19, Pattern: `i-[0-9a-zA-Z]{17}`, Match: awsapi.Pattern(`^(?:i-[0-9a-zA-Z]{17})$`)}
+var ruleSha256 = awsapi.Text{Min: 64, Max: 64, Pattern: `[0-9a-f]{64}`, Match: awsapi.Pattern(`^(?:[0-9a-f]{64})$`)}
 var ruleSourceServerID = awsapi.Text{Min: 19, Max: 19, Pattern: `s-[0-9a-zA-Z]{17}`, Match: awsapi.Pattern(`^(?:s-[0-9a-zA-Z]{17})$`)}
 var ruleString = awsapi.Text{Max: 4096}
 var ruleTagKey = awsapi.Text{Max: 256}

@@ -4,6 +4,42 @@ package formgn
 
 import ()
 
+// Agent is a structure of the model.
+type Agent struct {
+	AgentVersion     string               `json:"agentVersion,omitempty"`
+	Hostname         string               `json:"hostname,omitempty"`
+	LagMilliseconds  *int64               `json:"lagMilliseconds,omitempty"`
+	LastSeenDateTime string               `json:"lastSeenDateTime,omitempty"`
+	LifeCycleState   string               `json:"lifeCycleState,omitempty"`
+	OpenTasks        []AgentTask          `json:"openTasks,omitzero"`
+	ReplicationState DataReplicationState `json:"replicationState,omitempty"`
+	SourceServerID   string               `json:"sourceServerID"` // required
+	TrackingMethod   TrackingMethod       `json:"trackingMethod,omitempty"`
+	TrackingReason   string               `json:"trackingReason,omitempty"`
+}
+
+// AgentOrder is a structure of the model.
+type AgentOrder struct {
+	Kind   string `json:"kind"`   // required
+	TaskID string `json:"taskID"` // required
+}
+
+// AgentTask is a structure of the model.
+type AgentTask struct {
+	DeadlineDateTime  string         `json:"deadlineDateTime"` // required
+	EndedDateTime     string         `json:"endedDateTime,omitempty"`
+	KeptUntilDateTime string         `json:"keptUntilDateTime,omitempty"`
+	Kind              AgentTaskKind  `json:"kind"` // required
+	Message           string         `json:"message,omitempty"`
+	RequestedBy       string         `json:"requestedBy,omitempty"`
+	RequestedDateTime string         `json:"requestedDateTime"` // required
+	Sha256            string         `json:"sha256,omitempty"`
+	SizeBytes         *int64         `json:"sizeBytes,omitempty"`
+	SourceServerID    string         `json:"sourceServerID"` // required
+	State             AgentTaskState `json:"state"`          // required
+	TaskID            string         `json:"taskID"`         // required
+}
+
 // Association is a structure of the model.
 type Association struct {
 	BandwidthThrottling       *int64            `json:"bandwidthThrottling,omitempty"`

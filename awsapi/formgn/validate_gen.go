@@ -42,6 +42,37 @@ func (v *CreateTunnelInvitationForMgnRequest) check(c *awsapi.Checker, at string
 }
 
 // Validate lists what the model does not allow, empty if all is well.
+func (v *DescribeAgentTasksForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *DescribeAgentTasksForRehostRequest) check(c *awsapi.Checker, at string) {
+	if v.SourceServerID == "" {
+		c.Missing(at + "sourceServerID")
+	} else {
+		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
+func (v *DescribeAgentsForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *DescribeAgentsForRehostRequest) check(c *awsapi.Checker, at string) {
+	if v.MaxResults != nil {
+		c.Range(at+"maxResults", float64(*v.MaxResults), 1, 1000)
+	}
+	if v.NextToken != nil {
+		c.Text(at+"nextToken", *v.NextToken, &rulePageToken)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
 func (v *DescribeReplicationServerAssociationsForMgnRequest) Validate() []awsapi.FieldError {
 	var c awsapi.Checker
 	v.check(&c, "")
@@ -81,6 +112,27 @@ func (v *DiskProgress) check(c *awsapi.Checker, at string) {
 	c.Range(at+"replicatedStorageBytes", float64(v.ReplicatedStorageBytes), 0, awsapi.NoMax)
 	c.Range(at+"rescannedStorageBytes", float64(v.RescannedStorageBytes), 0, awsapi.NoMax)
 	c.Range(at+"totalStorageBytes", float64(v.TotalStorageBytes), 0, awsapi.NoMax)
+}
+
+// Validate lists what the model does not allow, empty if all is well.
+func (v *DownloadSupportBundleForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *DownloadSupportBundleForRehostRequest) check(c *awsapi.Checker, at string) {
+	c.Range(at+"offset", float64(v.Offset), 0, awsapi.NoMax)
+	if v.SourceServerID == "" {
+		c.Missing(at + "sourceServerID")
+	} else {
+		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+	if v.TaskID == "" {
+		c.Missing(at + "taskID")
+	} else {
+		c.Text(at+"taskID", v.TaskID, &ruleAgentTaskID)
+	}
 }
 
 // Validate lists what the model does not allow, empty if all is well.
@@ -355,6 +407,36 @@ func (v *SendAgentMetricsForMgnRequest) check(c *awsapi.Checker, at string) {
 	}
 }
 
+// Validate lists what the model does not allow, empty if all is well.
+func (v *SendSupportBundleForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *SendSupportBundleForRehostRequest) check(c *awsapi.Checker, at string) {
+	if v.Content == nil {
+		c.Missing(at + "content")
+	}
+	c.Range(at+"offset", float64(v.Offset), 0, awsapi.NoMax)
+	if v.Sha256 == "" {
+		c.Missing(at + "sha256")
+	} else {
+		c.Text(at+"sha256", v.Sha256, &ruleSha256)
+	}
+	c.Range(at+"sizeBytes", float64(v.SizeBytes), 1, 8388608)
+	if v.SourceServerID == "" {
+		c.Missing(at + "sourceServerID")
+	} else {
+		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+	if v.TaskID == "" {
+		c.Missing(at + "taskID")
+	} else {
+		c.Text(at+"taskID", v.TaskID, &ruleAgentTaskID)
+	}
+}
+
 func (v *SourceProperties) check(c *awsapi.Checker, at string) {
 	if v.BootMode != "" {
 		awsapi.CheckEnum(c, at+"bootMode", v.BootMode)
@@ -388,6 +470,26 @@ func (v *SourceProperties) check(c *awsapi.Checker, at string) {
 	}
 	if v.RamBytes != nil {
 		c.Range(at+"ramBytes", float64(*v.RamBytes), 0, awsapi.NoMax)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
+func (v *StartAgentTaskForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *StartAgentTaskForRehostRequest) check(c *awsapi.Checker, at string) {
+	if v.Kind == "" {
+		c.Missing(at + "kind")
+	} else {
+		awsapi.CheckEnum(c, at+"kind", v.Kind)
+	}
+	if v.SourceServerID == "" {
+		c.Missing(at + "sourceServerID")
+	} else {
+		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
 	}
 }
 
@@ -496,6 +598,31 @@ func (v *UpdateAgentSourcePropertiesForMgnRequest) check(c *awsapi.Checker, at s
 		c.Missing(at + "sourceServerID")
 	} else {
 		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
+func (v *UpdateAgentTaskForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *UpdateAgentTaskForRehostRequest) check(c *awsapi.Checker, at string) {
+	if v.Failure == "" {
+		c.Missing(at + "failure")
+	} else {
+		c.Text(at+"failure", v.Failure, &ruleAgentTaskFailure)
+	}
+	if v.SourceServerID == "" {
+		c.Missing(at + "sourceServerID")
+	} else {
+		c.Text(at+"sourceServerID", v.SourceServerID, &ruleSourceServerID)
+	}
+	if v.TaskID == "" {
+		c.Missing(at + "taskID")
+	} else {
+		c.Text(at+"taskID", v.TaskID, &ruleAgentTaskID)
 	}
 }
 
