@@ -42,8 +42,9 @@ var layers = map[string][]string{
 	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
 	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch", "tunnel"},
-	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "tunnel", "awsapi", "awsapi/formgn", "release", "privilege"},
+	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "tunnel", "awsapi", "awsapi/formgn", "release", "privilege", "support"},
 	"privilege":           nil,
+	"support":             {"awsapi"},
 	"fleet":               nil, // knows the agent as a program, not as a package
 	"cmd/rehost":          nil, // ties everything together
 	"cmd/rehost-agent":    {"agent", "capture/freeze"},
@@ -65,7 +66,7 @@ var layers = map[string][]string{
 
 // agentMayLink is all that the program on a source server is made of: small
 // enough to be read by those who are to trust it.
-var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "capture/freeze", "internal/loop", "wire", "tunnel", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent", "release", "privilege"}
+var agentMayLink = []string{"block", "ca", "capture", "capture/bpf", "capture/freeze", "internal/loop", "wire", "tunnel", "awsapi", "awsapi/formgn", "agent", "identity", "identity/policy", "audit", "cmd/rehost-agent", "release", "privilege", "support"}
 
 func list(t *testing.T, args ...string) []string {
 	t.Helper()

@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
 
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
+	"rehost/support"
 )
 
 const (
@@ -76,7 +76,7 @@ func (h *shippingHandler) WithGroup(name string) slog.Handler {
 }
 
 func (s *shipper) add(at time.Time, level slog.Level, text string) {
-	line := formgn.LogLine{DateTime: awsapi.DateTime(at.UTC()), Level: pointer(level.String()), Message: clip(redact(text), lineMost)}
+	line := formgn.LogLine{DateTime: awsapi.DateTime(at.UTC()), Level: pointer(level.String()), Message: clip(support.Redact(text), lineMost)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.lines) >= shipMost {
@@ -109,12 +109,6 @@ func (s *shipper) run(ctx context.Context, send func(context.Context, []formgn.L
 		}
 	}
 }
-
-// secrets are things that look like keys, tokens and private keys.
-var secrets = regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)|(?i:\w*(secret|token|password|signature|x-amz-security-token)\w*["']?\s*[=:]\s*["']?)[^\s"',&]+|[A-Za-z0-9/+]{40,}={0,2}`)
-
-// redact takes secrets out of a text that is to leave the machine.
-func redact(text string) string { return secrets.ReplaceAllString(text, awsapi.Redacted) }
 
 func clip(text string, n int) string {
 	if len(text) > n {

@@ -8,6 +8,7 @@ import (
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/capture"
+	"rehost/support"
 	"rehost/wire"
 )
 
@@ -47,7 +48,7 @@ func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool)
 	}
 	if failure != nil && r.State != formgn.DataReplicationStatePaused && r.State != formgn.DataReplicationStateStopped {
 		r.State = formgn.DataReplicationStateStalled
-		r.Error, r.RawError = replicationError(failure), pointer(clip(redact(failure.Error()), 1000))
+		r.Error, r.RawError = replicationError(failure), pointer(clip(support.Redact(failure.Error()), 1000))
 	}
 	if !tracked {
 		return r, failure != nil

@@ -68,6 +68,7 @@ type agent struct {
 	replication replication
 	keeping     sync.Mutex // held while what the service wants is written
 	limitsErr   error      // why limits were not read the last time; of requests' goroutine
+	orders      chan []formgn.AgentOrder
 
 	stop context.CancelCauseFunc
 }
@@ -140,7 +141,7 @@ func newAgent(dir stateDir, config Config, o RunOptions) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{dir: dir, config: config, options: o, system: o.system, bundle: bundle, now: time.Now, shipper: newShipper()}
+	a := &agent{dir: dir, config: config, options: o, system: o.system, bundle: bundle, now: time.Now, shipper: newShipper(), orders: make(chan []formgn.AgentOrder)}
 	a.log = slog.New(a.shipper.handler(o.Log.Handler()))
 	if a.identity, err = openIdentity(dir, config, bundle, a.log); err != nil {
 		return nil, err
@@ -160,7 +161,7 @@ func (a *agent) run(ctx context.Context) error {
 	ctx, a.stop = context.WithCancelCause(ctx)
 	defer a.stop(nil)
 	var all sync.WaitGroup
-	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.metrics, a.identity.renewals, a.writeStatus, a.requests, a.arrivals} {
+	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.metrics, a.identity.renewals, a.writeStatus, a.requests, a.arrivals, a.tasks} {
 		all.Go(func() { part(ctx) })
 	}
 	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })
@@ -212,6 +213,7 @@ func (a *agent) commands(ctx context.Context) {
 		}
 		a.believe(out.TrustBundle)
 		a.obey(out)
+		a.offer(out.Tasks)
 		if !told {
 			told = a.tellProperties(ctx)
 		}

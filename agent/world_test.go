@@ -107,6 +107,10 @@ type world struct {
 	sessions   int
 	tags       formgn.TagsMap
 	properties *formgn.SourceProperties
+	orders     []formgn.AgentOrder // stay, whatever the agent does
+	bundle     []byte
+	declined   []string
+	lose       int // parts of bundles that come and are forgotten
 }
 
 type lockedBuffer struct {
@@ -366,7 +370,7 @@ func (w *world) handle() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.trusts = *in.TrustDigest
-		out := &formgn.GetAgentCommandForMgnResponse{Command: w.command, BandwidthThrottling: pointer(w.throttling)}
+		out := &formgn.GetAgentCommandForMgnResponse{Tasks: w.orders, Command: w.command, BandwidthThrottling: pointer(w.throttling)}
 		if w.trusts != w.authority.Bundle().Digest() {
 			out.TrustBundle = w.authority.Bundle().Text()
 		}
@@ -404,6 +408,23 @@ func (w *world) handle() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.properties = in.SourceProperties
+		return nil, nil
+	})
+	awsapi.Handle(w.api, formgn.SendSupportBundleForRehost, func(_ ctx, in *formgn.SendSupportBundleForRehostRequest) (*formgn.SendSupportBundleForRehostResponse, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.lose > 0 {
+			w.lose--
+			w.bundle = nil
+		} else if in.Offset == int64(len(w.bundle)) {
+			w.bundle = append(w.bundle, in.Content...)
+		}
+		return &formgn.SendSupportBundleForRehostResponse{NextOffset: int64(len(w.bundle))}, nil
+	})
+	awsapi.Handle(w.api, formgn.UpdateAgentTaskForRehost, func(_ ctx, in *formgn.UpdateAgentTaskForRehostRequest) (*formgn.UpdateAgentTaskForRehostResponse, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.declined = append(w.declined, in.Failure)
 		return nil, nil
 	})
 	awsapi.Handle(w.api, formgn.SendAgentLogsForMgn, func(_ ctx, in *formgn.SendAgentLogsForMgnRequest) (*formgn.SendAgentLogsForMgnResponse, error) {

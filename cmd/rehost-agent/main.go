@@ -27,6 +27,7 @@ type cli struct {
 	Doctor    doctorCommand    `cmd:"" help:"Say what this machine lacks to be replicated, and what to do."`
 	Upgrade   upgradeCommand   `cmd:"" help:"Replace the agent by the service's version, which has to be signed."`
 	Restart   restartCommand   `cmd:"" help:"Start the agent anew, as this version does."`
+	Support   supportCommand   `cmd:"" name:"support-bundle" help:"Write a file with what somebody who helps has to see, without secrets."`
 	Uninstall uninstallCommand `cmd:"" help:"Stop the agent and remove it with its key."`
 	Prepare   prepareCommand   `cmd:"" hidden:"" help:"Root's part before the agent starts: what a service manager runs."`
 	Finish    finishCommand    `cmd:"" hidden:"" help:"Root's part after the agent has ended: what a service manager runs."`
