@@ -29,6 +29,8 @@ type CLI struct {
 	VPN        VPNCmd        `cmd:"" name:"vpn" help:"Let machines in that reach nothing of the service but its VPN."`
 	Keys       KeysCmd       `cmd:"" help:"List access keys, make one that can install agents, or replace the sealing key."`
 	Doctor     DoctorCmd     `cmd:"" help:"List what the running service lets others reach, and what of it is not as it should be."`
+	Agents     AgentsCmd     `cmd:"" help:"List the agents of a running service, or have one make a support bundle."`
+	Support    SupportCmd    `cmd:"" name:"support-bundle" help:"Write a file with what somebody who helps with the service has to see, without secrets; it may be running."`
 	Audit      AuditCmd      `cmd:"" help:"Check and read the audit log, while the service runs or not."`
 	Install    InstallCmd    `cmd:"" help:"Install the agent on many servers over SSH."`
 	Store      StoreCmd      `cmd:"" help:"Look into a store directly, without the service."`
@@ -123,6 +125,7 @@ var outcomes = []struct {
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
 	{errExposed, statusError, "docs/guide/security.md says what each should be"},
 	{errNotRunning, statusNotFound, "start it, or name its directory with --data; run this as root or as the user it runs as"},
+	{errNoBundle, statusError, "rehost agents ls says when the agent was last seen; on the source server, rehost-agent support-bundle makes one without the service"},
 	{errStillNeeded, statusError, "nothing was taken away; rehost ca export-root has moved a key that --root-key FILE names"},
 	{ca.ErrSealed, statusError, "name the sealing key that the service was started with: --sealing-key"},
 	{ca.ErrRotating, statusError, "rehost ca ls says when it issues"},

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
+)
+
+// AgentsCmd is `rehost agents`: what runs on the source servers.
+type AgentsCmd struct {
+	Data        string `help:"Directory of the service; its ca.pem, and the key to call with if none is given otherwise." default:"/var/lib/rehost" placeholder:"DIR"`
+	EndpointURL string `help:"Where the service is reached; by default the directory says it." env:"AWS_ENDPOINT_URL_MGN,AWS_ENDPOINT_URL" placeholder:"URL"`
+	Region      string `help:"Region of the service." env:"AWS_REGION,AWS_DEFAULT_REGION" default:"us-east-1" placeholder:"NAME"`
+
+	Ls            AgentsLsCmd            `cmd:"" help:"List all agents: what they are and do, and how far they are behind."`
+	SupportBundle AgentsSupportBundleCmd `cmd:"" help:"Have an agent make a support bundle, and download it."`
+}
+
+func (c *AgentsCmd) open() (*awsapi.Client, error) {
+	return besideMGN(c.Data, c.EndpointURL, c.Region)
+}
+
+// AgentsLsCmd is `rehost agents ls`.
+type AgentsLsCmd struct {
+	JSON bool `help:"As a JSON list."`
+}
+
+// Run lists the agents of source servers that are not archived.
+func (c *AgentsLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
+	client, err := cli.Agents.open()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	all, err := allAgents(ctx, client)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(out).Encode(all)
+	}
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "HOST\tSOURCE SERVER\tAGENT\tLIFE CYCLE\tREPLICATION\tLAG\tLAST SEEN\tTRACKING\tTO DO")
+	for _, a := range all {
+		fmt.Fprintln(t, agentRow(a, time.Now()))
+	}
+	return t.Flush()
+}
+
+func allAgents(ctx context.Context, client *awsapi.Client) ([]formgn.Agent, error) {
+	all, in := []formgn.Agent{}, &formgn.DescribeAgentsForRehostRequest{}
+	for {
+		out, err := awsapi.Call(ctx, client, formgn.DescribeAgentsForRehost, in)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, out.Items...)
+		if out.NextToken == "" {
+			return all, nil
+		}
+		in.NextToken = &out.NextToken
+	}
+}
+
+// agentRow is one agent for people. What it says of itself is shown without what a terminal would obey.
+func agentRow(a formgn.Agent, now time.Time) string {
+	lag, seen, tasks := "-", "never", []string{}
+	if a.LagMilliseconds != nil {
+		lag = (time.Duration(*a.LagMilliseconds) * time.Millisecond).Round(100 * time.Millisecond).String()
+	}
+	if at, err := awsapi.ParseDateTime(a.LastSeenDateTime); err == nil {
+		seen = max(0, now.Sub(at)).Round(time.Second).String() + " ago"
+	}
+	for _, t := range a.OpenTasks {
+		tasks = append(tasks, fmt.Sprintf("%s %s", t.Kind, t.State))
+	}
+	row := []string{a.Hostname, a.SourceServerID, a.AgentVersion, a.LifeCycleState, string(a.ReplicationState), lag, seen, string(a.TrackingMethod), strings.Join(tasks, ", ")}
+	for i, text := range row {
+		if text = strings.Trim(fmt.Sprintf("%q", text), `"`); text == "" {
+			text = "-"
+		}
+		row[i] = text
+	}
+	return strings.Join(row, "\t")
+}
+
+// AgentsSupportBundleCmd is `rehost agents support-bundle`.
+type AgentsSupportBundleCmd struct {
+	SourceServerID string        `name:"source-server-id" help:"Whose agent is asked." required:"" placeholder:"s-..."`
+	Output         string        `help:"File to write, which must not be there. Default: the source server's id with -support.tar.gz." short:"o" type:"path" placeholder:"FILE"`
+	Last           bool          `help:"Ask for nothing: download the last one that is kept."`
+	Wait           time.Duration `help:"How long to wait for the agent." default:"10m"`
+}
+
+// Run asks, waits and downloads.
+func (c *AgentsSupportBundleCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
+	client, err := cli.Agents.open()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if c.Output == "" {
+		c.Output = c.SourceServerID + "-support.tar.gz"
+	}
+	f, err := os.OpenFile(c.Output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	task, err := c.task(ctx, client)
+	if err == nil {
+		err = download(ctx, client, task, f)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(c.Output))
+	}
+	fmt.Fprintf(out, "%s is the support bundle of %s, made at %s. The agent has taken secrets out as far as it knows them; who is root there can have put anything into it.\n",
+		c.Output, task.SourceServerID, task.EndedDateTime)
+	return nil
+}
+
+// task is one that has brought a bundle.
+func (c *AgentsSupportBundleCmd) task(ctx context.Context, client *awsapi.Client) (*formgn.AgentTask, error) {
+	if c.Last {
+		tasks, err := c.tasks(ctx, client)
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(tasks, func(t formgn.AgentTask) bool { return t.KeptUntilDateTime != "" }); i >= 0 {
+			return &tasks[i], nil
+		}
+		return nil, fmt.Errorf("%w: none is kept of %s; without --last the agent is asked for one", errNoBundle, c.SourceServerID)
+	}
+	asked, err := awsapi.Call(ctx, client, formgn.StartAgentTaskForRehost, &formgn.StartAgentTaskForRehostRequest{SourceServerID: c.SourceServerID, Kind: formgn.AgentTaskKindCollectLogs})
+	if err != nil {
+		return nil, err
+	}
+	wait, done := context.WithTimeout(ctx, c.Wait)
+	defer done()
+	for {
+		tasks, err := c.tasks(ctx, client)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(tasks, func(t formgn.AgentTask) bool { return t.TaskID == asked.Task.TaskID })
+		switch {
+		case i < 0:
+			return nil, fmt.Errorf("task %s is not there any more", asked.Task.TaskID)
+		case tasks[i].State == formgn.AgentTaskStateSucceeded:
+			return &tasks[i], nil
+		case tasks[i].EndedDateTime != "" || tasks[i].State == formgn.AgentTaskStateExpired:
+			return nil, fmt.Errorf("%w: task %s is %s: %q", errNoBundle, tasks[i].TaskID, tasks[i].State, tasks[i].Message)
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-wait.Done():
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, fmt.Errorf("%w: the agent has not sent one within %v, and can do so until %s; --last downloads it then", errNoBundle, c.Wait, tasks[i].DeadlineDateTime)
+		}
+	}
+}
+
+var errNoBundle = errors.New("no support bundle")
+
+func (c *AgentsSupportBundleCmd) tasks(ctx context.Context, client *awsapi.Client) ([]formgn.AgentTask, error) {
+	out, err := awsapi.Call(ctx, client, formgn.DescribeAgentTasksForRehost, &formgn.DescribeAgentTasksForRehostRequest{SourceServerID: c.SourceServerID})
+	if err != nil {
+		return nil, err
+	}
+	return out.Tasks, nil
+}
+
+// download writes a bundle, which must be what the service says of it.
+func download(ctx context.Context, client *awsapi.Client, task *formgn.AgentTask, w io.Writer) error {
+	sum, in := sha256.New(), &formgn.DownloadSupportBundleForRehostRequest{SourceServerID: task.SourceServerID, TaskID: task.TaskID}
+	for in.Offset < awsapi.Value(task.SizeBytes) {
+		part, err := awsapi.Call(ctx, client, formgn.DownloadSupportBundleForRehost, in)
+		if err != nil {
+			return err
+		}
+		if len(part.Content) == 0 {
+			return fmt.Errorf("download support bundle: nothing comes after %d bytes", in.Offset)
+		}
+		if _, err := io.MultiWriter(w, sum).Write(part.Content); err != nil {
+			return err
+		}
+		in.Offset += int64(len(part.Content))
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != task.Sha256 {
+		return fmt.Errorf("download support bundle: its SHA-256 is %s, not %s", got, task.Sha256)
+	}
+	return nil
+}
