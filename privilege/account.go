@@ -161,13 +161,20 @@ func (a Accounts) run(cmd []string) (found bool, err error) {
 	return true, nil
 }
 
-// inUse is whether a process runs as a user.
+// inUse is whether a process runs as a user of this machine. In a container the same
+// number is another's.
 func inUse(uid int) bool {
 	found, _ := filepath.Glob("/proc/[0-9]*")
 	return slices.ContainsFunc(found, func(dir string) bool {
 		pid, err := strconv.Atoi(filepath.Base(dir))
-		return err == nil && UserOf(pid) == uid
+		return err == nil && UserOf(pid) == uid && !elsewhere(dir)
 	})
+}
+
+// elsewhere is whether the process of a directory of /proc has another root.
+func elsewhere(dir string) bool {
+	var own, its unix.Stat_t
+	return unix.Stat("/", &own) == nil && unix.Stat(dir+"/root", &its) == nil && (own.Dev != its.Dev || own.Ino != its.Ino)
 }
 
 // UserOf is the user that a process runs as, -1 if there is no such process or it has

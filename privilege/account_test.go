@@ -3,11 +3,15 @@ package privilege
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"rehost/internal/fault"
 )
 
 // machineWith makes the files of a machine without any program for users.
@@ -88,5 +92,49 @@ func TestAccounts_InUse(t *testing.T) {
 func TestAccounts_ReadOnly(t *testing.T) {
 	if _, _, err := (machineWith(t, nil)).Create("agent", ""); err == nil || !strings.Contains(err.Error(), "user agent") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestInUse_Elsewhere: a process that has another root does not keep a user of this
+// machine from being removed, though their numbers are the same.
+func TestInUse_Elsewhere(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can be someone else somewhere else")
+	}
+	const uid = 60126
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skipf("SKIPPED: %v", err)
+	}
+	root := t.TempDir()
+	program, err := os.ReadFile(busybox)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(root, "busybox"), program, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		root string
+		want bool
+	}{{"/", true}, {root, false}} {
+		path := busybox
+		if c.root != "/" {
+			path = "/busybox"
+		}
+		cmd := &exec.Cmd{Path: path, Args: []string{"busybox", "sleep", "600"},
+			SysProcAttr: &syscall.SysProcAttr{Chroot: c.root, Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}}
+		fault.Passage(t, root)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		got := inUse(uid)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait()
+		if got != c.want {
+			t.Errorf("with its root at %s: got %v, want %v", c.root, got, c.want)
+		}
 	}
 }
