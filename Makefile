@@ -51,7 +51,7 @@ test:
 	$(GO) vet ./...
 	{ CGO_ENABLED=1 $(GO) test -race -json -p 2 -timeout 15m $$($(GO) list ./... | grep -v '^rehost/e2e'); \
 	  $(GO) test -json -run 'TestModel|FreeSpace' ./capture; \
-	  $(GO) test -json -p 1 -timeout 15m ./e2e/...; } | $(GO) run ./internal/testreport
+	  $(GO) test -json -p 1 -timeout 30m ./e2e/...; } | $(GO) run ./internal/testreport
 
 soak: SOAK ?= 1h
 soak:
