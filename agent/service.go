@@ -32,9 +32,11 @@ const (
 var units embed.FS
 
 const (
-	unitName    = "rehost-agent.service"
-	unitDir     = "/etc/systemd/system"
-	unitProgram = "/usr/bin/rehost-agent" // where packages put the program
+	unitName      = "rehost-agent.service"
+	freezerSocket = "rehost-agent-freezer.socket"
+	freezerUnit   = "rehost-agent-freezer.service"
+	unitDir       = "/etc/systemd/system"
+	unitProgram   = "/usr/bin/rehost-agent" // where packages put the program
 )
 
 // unit is a unit of the installation in a directory: its paths are those of packages.
@@ -76,15 +78,29 @@ func systemdRuns() bool {
 func startService(ctx context.Context, c Config, program string, dir stateDir) error {
 	switch c.Service {
 	case ServiceSystemd:
-		text, err := unit(unitName, program, dir, c)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(unitDir, unitName), []byte(text), 0o644)
+		names := []string{unitName}
+		if !c.NoFreeze {
+			names = append(names, freezerSocket, freezerUnit)
+		} else if err := removeFreezer(ctx); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("write unit: %w", err)
+		for _, name := range names {
+			text, err := unit(name, program, dir, c)
+			if err == nil {
+				err = os.WriteFile(filepath.Join(unitDir, name), []byte(text), 0o644)
+			}
+			if err != nil {
+				return fmt.Errorf("write unit: %w", err)
+			}
 		}
 		if err := systemctl(ctx, "daemon-reload"); err != nil {
 			return err
+		}
+		if !c.NoFreeze {
+			// One of a version before ends; the socket starts it again.
+			if err := errors.Join(systemctl(ctx, "stop", freezerUnit), systemctl(ctx, "enable", "--now", freezerSocket)); err != nil {
+				return err
+			}
 		}
 		return systemctl(ctx, "enable", "--now", unitName)
 	case ServiceDetached:
@@ -106,11 +122,25 @@ func removeService(kind string, stop bool) error {
 	if stop {
 		args = []string{"disable", "--now", unitName}
 	}
-	err := systemctl(ctx, args...)
+	err := errors.Join(systemctl(ctx, args...), removeFreezer(ctx))
 	if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
 		err = errors.Join(err, e)
 	}
 	return errors.Join(err, systemctl(ctx, "daemon-reload"))
+}
+
+// removeFreezer ends the freezer, if there is one.
+func removeFreezer(ctx context.Context) (err error) {
+	if _, e := os.Lstat(filepath.Join(unitDir, freezerSocket)); errors.Is(e, fs.ErrNotExist) {
+		return nil
+	}
+	err = errors.Join(systemctl(ctx, "disable", "--now", freezerSocket), systemctl(ctx, "stop", freezerUnit))
+	for _, name := range []string{freezerSocket, freezerUnit} {
+		if e := os.Remove(filepath.Join(unitDir, name)); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
 }
 
 func systemctl(ctx context.Context, args ...string) error {

@@ -149,6 +149,7 @@ func TestPrivilege_Systemd(t *testing.T) {
 		t.Errorf("its directories are: %s", out)
 	}
 	g.exposed("rehost-agent.service")
+	g.freezes()
 	g.shell("systemctl restart rehost-agent")
 	g.status("went on while no agent ran", "Last point")
 
@@ -162,6 +163,32 @@ func TestPrivilege_Systemd(t *testing.T) {
 	}
 	g.gone()
 	g.serves()
+}
+
+// freezes asks the freezer as the agent's user does, for the disk with the root file
+// system: systemd starts it, and it freezes and thaws.
+func (g *guest) freezes() {
+	g.t.Helper()
+	out := g.shell(`cat >/tmp/ask.pl <<'END'
+use Socket;
+$> = getpwnam("aws-replication");
+socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un("/run/rehost-agent/freezer.sock")) or die "connect: $!";
+sub ask {
+	my ($kind, $value, $body) = @_;
+	syswrite(S, pack("a4CCvQ<", "RHFZ", 1, $kind, length $body, $value) . $body);
+	sysread(S, my $head, 16) == 16 or die "it is gone";
+	my ($magic, $version, $answer, $length, $number) = unpack("a4CCvQ<", $head);
+	my $text = ""; sysread(S, $text, $length) if $length;
+	print "$answer $text\n";
+}
+ask(1, 0, pack("VV", @ARGV));
+ask(2, 1000, "");
+ask(3, 0, "");
+END
+perl /tmp/ask.pl $(tr : ' ' </sys/block/vda/dev) 2>&1; rm /tmp/ask.pl; systemctl show -p MainPID --value rehost-agent-freezer.service`)
+	if want := regexp.MustCompile(`^129 .*\n130 \n131 \n[1-9][0-9]*\n$`); !want.MatchString(out) {
+		g.t.Errorf("asked to prepare, freeze and thaw (docs/format/freezer.md), the freezer says:\n%s\n%s", out, g.shell("journalctl -u rehost-agent-freezer.service --no-pager | tail -20"))
+	}
 }
 
 // serves runs the service and a replication server there, from the units that are
