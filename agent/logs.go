@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,16 +18,21 @@ const (
 	shipEvery = 5 * time.Second
 	shipMost  = 50   // lines kept for the service; more are counted
 	lineMost  = 2000 // bytes of a line
+
+	recentMost = 1000 // lines kept for a support bundle: a user of its own reads no journal
 )
 
 // A shipper sends warnings and errors to the service too: at most shipMost
 // lines at a time, redacted. What the service does not take for long is dropped.
+// It knows the last lines of the whole log, too.
 type shipper struct {
 	every time.Duration
 
 	mu      sync.Mutex // guards:
 	lines   []formgn.LogLine
 	dropped int
+	recent  []string // of a ring
+	oldest  int      // in recent, once that is full
 }
 
 func newShipper() *shipper { return &shipper{every: shipEvery} }
@@ -49,10 +55,11 @@ func (h *shippingHandler) Enabled(ctx context.Context, l slog.Level) bool {
 
 // Handle implements [slog.Handler].
 func (h *shippingHandler) Handle(ctx context.Context, r slog.Record) error {
+	var b strings.Builder
+	b.WriteString(r.Message + h.attrs)
+	r.Attrs(func(a slog.Attr) bool { fmt.Fprintf(&b, " %s=%v", a.Key, a.Value); return true })
+	h.to.remember(r.Time, r.Level, b.String())
 	if r.Level >= slog.LevelWarn {
-		var b strings.Builder
-		b.WriteString(r.Message + h.attrs)
-		r.Attrs(func(a slog.Attr) bool { fmt.Fprintf(&b, " %s=%v", a.Key, a.Value); return true })
 		h.to.add(r.Time, r.Level, b.String())
 	}
 	if !h.Handler.Enabled(ctx, r.Level) {
@@ -84,6 +91,25 @@ func (s *shipper) add(at time.Time, level slog.Level, text string) {
 		return
 	}
 	s.lines = append(s.lines, line)
+}
+
+func (s *shipper) remember(at time.Time, level slog.Level, text string) {
+	line := fmt.Sprintf("%s %s %s\n", at.UTC().Format(time.RFC3339), level, clip(text, lineMost))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.recent) < recentMost {
+		s.recent = append(s.recent, line)
+		return
+	}
+	s.recent[s.oldest] = line
+	s.oldest = (s.oldest + 1) % recentMost
+}
+
+// log is what is remembered, oldest first.
+func (s *shipper) log() (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(append(slices.Clone(s.recent[s.oldest:]), s.recent[:s.oldest]...), ""), nil
 }
 
 func (s *shipper) take() []formgn.LogLine {

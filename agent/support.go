@@ -20,6 +20,11 @@ import (
 // directory and of its machine, without secrets; see [support.Write]. Also an
 // agent that does not run, or is not installed, has one: what cannot be read says why.
 func SupportBundle(ctx context.Context, dir string, w io.Writer) error {
+	return writeBundle(ctx, dir, w)
+}
+
+// writeBundle makes a bundle; more is what only the agent itself can say.
+func writeBundle(ctx context.Context, dir string, w io.Writer, more ...support.Part) error {
 	d, now := stateDir(dir), time.Now()
 	pid := d.running()
 	parts := []support.Part{
@@ -53,6 +58,7 @@ func SupportBundle(ctx context.Context, dir string, w io.Writer) error {
 	if installed == nil && config.Service == ServiceSystemd {
 		parts = append(parts, support.Journal(unitName))
 	}
+	parts = append(parts, more...)
 	if pid != 0 {
 		parts = append(parts, support.Process(pid)...)
 	}

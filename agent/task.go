@@ -72,7 +72,7 @@ func (a *agent) do(ctx context.Context, o formgn.AgentOrder) error {
 		return a.decline(ctx, o, fmt.Errorf("agent %s does not know what %s is: install a newer one", Version, o.Kind))
 	}
 	var b bytes.Buffer
-	if err := SupportBundle(ctx, string(a.dir), &b); err != nil {
+	if err := writeBundle(ctx, string(a.dir), &b, support.Text("recent.log", a.shipper.log)); err != nil {
 		return a.decline(ctx, o, err)
 	}
 	return a.sendBundle(ctx, o.TaskID, b.Bytes())

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,7 +63,7 @@ func TestAgent_Tasks(t *testing.T) {
 	})
 	files := unpack(t, whole)
 	for name, want := range map[string]string{"about.txt": Version, "status.txt": serverID, statusFile: "CONTINUOUS", configFile: w.disks[0].Path, pairingFile: replicator,
-		"certificate.txt": serverID, "files.txt": pairFile, logFile: "msg=before", fmt.Sprintf("process-%d/bpf.txt", os.Getpid()): "prog_id:", "doctor.txt": "kernel", "system/kernel.txt": "btf", "system/self-mountinfo": " / "} {
+		"certificate.txt": serverID, "files.txt": pairFile, logFile: "msg=before", fmt.Sprintf("process-%d/bpf.txt", os.Getpid()): "prog_id:", "doctor.txt": "kernel", "recent.log": "agent started", "system/kernel.txt": "btf", "system/self-mountinfo": " / "} {
 		if !strings.Contains(files[name], want) {
 			t.Errorf("%s is without %q: %.300q", name, want, files[name])
 		}
@@ -120,5 +121,22 @@ func TestSupportBundle(t *testing.T) {
 		if !strings.Contains(files["status.txt"], ErrNotInstalled.Error()) || !strings.Contains(files["certificate.txt"], "cannot be read") || files["system/kernel.txt"] == "" {
 			t.Errorf("%s: %.200q", state, files["status.txt"])
 		}
+	}
+}
+
+// TestShipper_Recent: the last lines of the log are known, in their order, whatever their level, and with what a logger adds.
+func TestShipper_Recent(t *testing.T) {
+	s := newShipper()
+	log := slog.New(s.handler(slog.DiscardHandler)).With("part", "x")
+	if text, _ := s.log(); text != "" {
+		t.Errorf("before the first line: %q", text)
+	}
+	for i := range recentMost + 5 {
+		log.Warn("line", "n", i)
+	}
+	text, _ := s.log()
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	if len(lines) != recentMost || !strings.HasSuffix(lines[0], "WARN line part=x n=5") || !strings.HasSuffix(lines[len(lines)-1], fmt.Sprint(" n=", recentMost+4)) {
+		t.Errorf("%d lines from %q to %q", len(lines), lines[0], lines[len(lines)-1])
 	}
 }
