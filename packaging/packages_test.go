@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +35,11 @@ func newRoot(t *testing.T, tools ...string) *root {
 		if err := unix.Mount(source, target, kind, flags, data); err != nil {
 			t.Skipf("SKIPPED: %s cannot be mounted here: %v", kind, err)
 		}
-		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) })
+		t.Cleanup(func() {
+			if err := unix.Unmount(target, unix.MNT_DETACH); err != nil { // nothing may be removed below it: this machine's /dev is
+				panic(fmt.Sprintf("unmount %s: %v", target, err))
+			}
+		})
 	}
 	mount("rehost-test", over, "tmpfs", 0, "size=512m")
 	for _, name := range []string{"up", "work"} {
