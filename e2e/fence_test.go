@@ -49,6 +49,7 @@ type fenced struct {
 
 func newFenced(t *testing.T, args ...string) *fenced {
 	t.Helper()
+	fault.Alone(t) // before time begins to run
 	built = true
 	bin, err := programs()
 	if err != nil {
@@ -58,6 +59,8 @@ func newFenced(t *testing.T, args ...string) *fenced {
 	t.Cleanup(cancel)
 	f := &fenced{network: newNetwork(t), ctx: ctx}
 	f.world = &world{t: t, ctx: ctx, bin: bin, state: filepath.Join(t.TempDir(), "agent"), bpffs: fault.BPF(t), log: newLogFile(t)}
+	fault.Passage(t, filepath.Dir(f.world.state), f.world.bpffs)
+	t.Cleanup(f.world.removeUser)
 	data := t.TempDir()
 	f.process, err = site.Start(ctx, f.world.log, "ready", "ip", in(f.service, filepath.Join(bin, "rehost"), append([]string{"serve", "--data", data, "--region", site.Region,
 		"--listen", ":8443", "--replication-listen", ":1500", "--advertise", innerAddress}, args...)...)...)
