@@ -443,7 +443,7 @@ func crashes(t testing.TB, seed uint64, n int, prepare func(*crashFS)) error {
 }
 
 func TestReplica_Crash(t *testing.T) {
-	for range 1 + 14/share {
+	for range 1 + 59/share {
 		seed := rand.Uint64()
 		if err := crashes(t, seed, 8, nil); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
