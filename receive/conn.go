@@ -28,16 +28,16 @@ const (
 type conn struct {
 	*wire.Conn
 	raw net.Conn
-	in  *wire.Silence
+	in  *wire.Link
 	tls *tls.Conn
 
 	greeted bool // both prefaces agree: the other side understands frames
 }
 
 func newConn(raw net.Conn, config Config) *conn {
-	in := wire.NewSilence(raw, wire.DeadAfter*config.KeepAlive)
+	in := wire.NewLink(raw, wire.DeadAfter*config.KeepAlive)
 	tc := tls.Server(in, config.Endpoint.ServerConfig(ca.SourceServer))
-	return &conn{Conn: wire.NewConn(tc), raw: raw, in: in, tls: tc}
+	return &conn{Conn: wire.NewConn(tc, in), raw: raw, in: in, tls: tc}
 }
 
 // greet goes from the first byte to the HELLO, and checks that it speaks of the

@@ -89,7 +89,7 @@ func (x *site) raw() *tls.Conn {
 // greeted is raw, after prefaces and a HELLO as connection 0 of one.
 func (x *site) greeted() (*tls.Conn, *wire.Conn) {
 	c := x.raw()
-	w := wire.NewConn(c)
+	w := wire.NewConn(c, nil)
 	h := wire.Hello{Server: agentID, Session: strings.Repeat("ab", 16), Count: 1, Disks: disks}
 	if err := errors.Join(w.WritePreface(), w.ReadPreface(), w.Write(h)); err != nil {
 		x.t.Fatal(err)
@@ -297,7 +297,7 @@ func TestServer_ForeignSession(t *testing.T) {
 	key := ca.Fixed(x.agent(otherID))
 	c := must(tls.Dial("tcp", x.address, ca.Endpoint{Root: x.ca.Root(), Certificate: key}.ClientConfig(name)))
 	defer c.Close()
-	thief := wire.NewConn(c)
+	thief := wire.NewConn(c, nil)
 	h := wire.Hello{Server: otherID, Session: strings.Repeat("ab", 16), Index: 1, Count: 2}
 	if err := errors.Join(thief.WritePreface(), thief.ReadPreface(), thief.Write(h)); err != nil {
 		t.Fatal(err)

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"net"
 	"sync"
-	"time"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -17,15 +15,17 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // many write. Who made the net.Conn keeps its deadlines and its end.
 type Conn struct {
 	conn   io.ReadWriter
+	link   *Link            // or nil
 	header [headerSize]byte // of the frame being read
 
 	mu      sync.Mutex // writers
 	scratch []byte     // one TLS record: frames begin here, small ones fit
 }
 
-// NewConn makes a connection on which nothing has been sent yet.
-func NewConn(conn io.ReadWriter) *Conn {
-	return &Conn{conn: conn, scratch: make([]byte, 0, 16<<10)}
+// NewConn makes a connection on which nothing has been sent yet. link, if it is
+// not nil, is what conn reads from and writes to.
+func NewConn(conn io.ReadWriter, link *Link) *Conn {
+	return &Conn{conn: conn, link: link, scratch: make([]byte, 0, 16<<10)}
 }
 
 // WritePreface sends magic and version.
@@ -151,10 +151,20 @@ func (c *Conn) writeRun(r Run) error {
 	putHeader(b, TypeRun, b[headerSize:], r.Run.Payload)
 	head := min(cap(b)-len(b), len(r.Run.Payload))
 	b = append(b, r.Run.Payload[:head]...)
-	if err := c.write(TypeRun, b); err != nil || head == len(r.Run.Payload) {
+	if head == len(r.Run.Payload) {
+		return c.write(TypeRun, b)
+	}
+	c.link.Hold()
+	if err := c.write(TypeRun, b); err != nil {
 		return err
 	}
-	return c.write(TypeRun, r.Run.Payload[head:])
+	if err := c.write(TypeRun, r.Run.Payload[head:]); err != nil {
+		return err
+	}
+	if err := c.link.Flush(); err != nil {
+		return fmt.Errorf("write %v: %w", TypeRun, err)
+	}
+	return nil
 }
 
 func (c *Conn) write(t Type, b []byte) error {
@@ -205,43 +215,3 @@ func putBuffer(buffer *[]byte) {
 // Free gives the payload's memory back, for the next run that is read. The
 // payload must not be used afterwards, by anyone. To forget Free is only waste.
 func (r Run) Free() { putBuffer(r.buffer) }
-
-// A Silence is a connection whose Read fails when nothing arrives for a time,
-// and which another goroutine can tell to stop reading. It goes under TLS.
-type Silence struct {
-	net.Conn
-	limit time.Duration
-
-	mu      sync.Mutex
-	stopped bool
-}
-
-// NewSilence wraps conn, whose read deadline it sets from now on.
-func NewSilence(conn net.Conn, limit time.Duration) *Silence {
-	return &Silence{Conn: conn, limit: limit}
-}
-
-// Read is the connection's, within the limit.
-func (s *Silence) Read(p []byte) (int, error) {
-	if err := s.arm(); err != nil {
-		return 0, err
-	}
-	return s.Conn.Read(p)
-}
-
-func (s *Silence) arm() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopped {
-		return net.ErrClosed
-	}
-	return s.SetReadDeadline(time.Now().Add(s.limit))
-}
-
-// StopReading ends the Read under way and all later ones. Writes go on.
-func (s *Silence) StopReading() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stopped = true
-	s.SetReadDeadline(time.Unix(1, 0))
-}

@@ -148,7 +148,7 @@ func samples() []Message {
 func encode(t testing.TB, messages ...Message) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	c := NewConn(&b)
+	c := NewConn(&b, nil)
 	for _, m := range messages {
 		if err := c.Write(m); err != nil {
 			t.Fatal(err)
@@ -160,7 +160,7 @@ func encode(t testing.TB, messages ...Message) []byte {
 var ignoreBuffer = cmp.Options{cmpopts.IgnoreUnexported(Run{}), cmpopts.EquateEmpty()}
 
 func TestConn_EveryMessageAndBack(t *testing.T) {
-	c := NewConn(bytes.NewBuffer(encode(t, samples()...)))
+	c := NewConn(bytes.NewBuffer(encode(t, samples()...)), nil)
 	for _, want := range samples() {
 		got, err := c.Read()
 		if err != nil {
@@ -183,14 +183,14 @@ func TestConn_EveryFlippedBit(t *testing.T) {
 		for i := range min(len(good), 400) * 8 {
 			bad := bytes.Clone(good)
 			bad[i/8] ^= 1 << (i % 8)
-			if got, err := NewConn(bytes.NewBuffer(bad)).Read(); err == nil {
+			if got, err := NewConn(bytes.NewBuffer(bad), nil).Read(); err == nil {
 				t.Fatalf("%v with bit %d flipped was read as %v", m.Type(), i, got.Type())
 			} else if !errors.Is(err, ErrProtocol) && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Fatalf("%v with bit %d flipped: got %v", m.Type(), i, err)
 			}
 		}
 		for n := 1; n < min(len(good), 400); n++ {
-			if _, err := NewConn(bytes.NewBuffer(good[:n])).Read(); !errors.Is(err, io.ErrUnexpectedEOF) {
+			if _, err := NewConn(bytes.NewBuffer(good[:n]), nil).Read(); !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Fatalf("%v cut after %d bytes: got %v", m.Type(), n, err)
 			}
 		}
@@ -233,11 +233,11 @@ func TestConn_RefusesWhatIsNotInTheFormat(t *testing.T) {
 		"count 17":         frame(TypeHello, 0, []byte(`{"session":"`+strings.Repeat("0", 32)+`","count":17}`)),
 		"index 1 of 1":     frame(TypeHello, 0, []byte(`{"session":"`+strings.Repeat("0", 32)+`","count":1,"index":1}`)),
 	} {
-		if m, err := NewConn(bytes.NewBuffer(b)).Read(); !errors.Is(err, ErrProtocol) {
+		if m, err := NewConn(bytes.NewBuffer(b), nil).Read(); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: got %v, %v, want %v", name, m, err, ErrProtocol)
 		}
 	}
-	if _, err := NewConn(bytes.NewBuffer(encode(t, Ack{1}))).Read(TypeHello); !errors.Is(err, ErrProtocol) {
+	if _, err := NewConn(bytes.NewBuffer(encode(t, Ack{1})), nil).Read(TypeHello); !errors.Is(err, ErrProtocol) {
 		t.Errorf("a type that is not wanted: got %v", err)
 	}
 }
@@ -250,7 +250,7 @@ func TestConn_LengthIsCheckedBeforeMemory(t *testing.T) {
 			binary.BigEndian.PutUint32(h, n)
 			h[4] = byte(typ)
 			got := testing.AllocsPerRun(1, func() {
-				if _, err := NewConn(bytes.NewBuffer(h)).Read(); !errors.Is(err, ErrProtocol) {
+				if _, err := NewConn(bytes.NewBuffer(h), nil).Read(); !errors.Is(err, ErrProtocol) {
 					t.Errorf("%v of %d bytes: got %v", typ, n, err)
 				}
 			})
@@ -263,7 +263,7 @@ func TestConn_LengthIsCheckedBeforeMemory(t *testing.T) {
 
 func TestConn_Preface(t *testing.T) {
 	var b bytes.Buffer
-	if err := NewConn(&b).WritePreface(); err != nil {
+	if err := NewConn(&b, nil).WritePreface(); err != nil {
 		t.Fatal(err)
 	}
 	good := b.Bytes()
@@ -274,13 +274,13 @@ func TestConn_Preface(t *testing.T) {
 	}{"magic": {0, 'r', false}, "line end": {6, '\n', false}, "version": {9, Version + 1, true}, "reserved": {11, 1, false}} {
 		bad := bytes.Clone(good)
 		bad[c.at] = c.value
-		err := NewConn(bytes.NewBuffer(bad)).ReadPreface()
+		err := NewConn(bytes.NewBuffer(bad), nil).ReadPreface()
 		var version *VersionError
 		if !errors.Is(err, ErrProtocol) || errors.As(err, &version) != c.version {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
-	if err := NewConn(bytes.NewBuffer(bytes.Clone(good))).ReadPreface(); err != nil {
+	if err := NewConn(bytes.NewBuffer(bytes.Clone(good)), nil).ReadPreface(); err != nil {
 		t.Error(err)
 	}
 }
@@ -296,7 +296,7 @@ func FuzzConn_Read(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, typ uint8, body []byte) {
 		b := frame(Type(typ), 0, body)
-		m, err := NewConn(bytes.NewBuffer(b)).Read()
+		m, err := NewConn(bytes.NewBuffer(b), nil).Read()
 		if err != nil {
 			if !errors.Is(err, ErrProtocol) {
 				t.Fatalf("got %v, want %v", err, ErrProtocol)
@@ -306,7 +306,7 @@ func FuzzConn_Read(f *testing.F) {
 		again := encode(t, m)
 		switch m.(type) {
 		case Hello, Welcome, *RefusedError:
-			n, err := NewConn(bytes.NewBuffer(again)).Read()
+			n, err := NewConn(bytes.NewBuffer(again), nil).Read()
 			if d := cmp.Diff(m, n, ignoreBuffer); err != nil || d != "" {
 				t.Fatalf("%v: %v %s", m.Type(), err, d)
 			}
@@ -322,7 +322,7 @@ func FuzzConn_Read(f *testing.F) {
 func FuzzConn_Stream(f *testing.F) {
 	f.Add(encode(f, Ack{1}, Alive{}, Retract{2}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		c := NewConn(bytes.NewBuffer(b))
+		c := NewConn(bytes.NewBuffer(b), nil)
 		for {
 			m, err := c.Read()
 			if err != nil {

@@ -170,8 +170,9 @@ func open(ctx context.Context, config Config, hello Hello) (_ *clientConn, w Wel
 			raw.Close()
 		}
 	}()
-	tc := tls.Client(NewSilence(raw, DeadAfter*config.KeepAlive), config.TLS)
-	c := &clientConn{Conn: NewConn(tc), raw: raw, tls: tc, end: make(chan struct{})}
+	link := NewLink(raw, DeadAfter*config.KeepAlive)
+	tc := tls.Client(link, config.TLS)
+	c := &clientConn{Conn: NewConn(tc, link), raw: raw, tls: tc, end: make(chan struct{})}
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return nil, w, err
 	}

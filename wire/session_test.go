@@ -20,7 +20,7 @@ func TestSession_FailedSendsNothing(t *testing.T) {
 	for range 100 { // the select behind Put may take either
 		s := &Session{idle: make(chan *clientConn, 1), done: make(chan struct{}), err: why}
 		close(s.done)
-		s.idle <- &clientConn{Conn: NewConn(near), raw: near, end: make(chan struct{})}
+		s.idle <- &clientConn{Conn: NewConn(near, nil), raw: near, end: make(chan struct{})}
 		run := block.Run{Extent: block.Extent{Count: 1}, Codec: block.Zero}
 		if err := s.Put(t.Context(), 1, 0, run); !errors.Is(err, why) {
 			t.Fatalf("got %v", err)
