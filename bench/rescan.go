@@ -38,7 +38,7 @@ func (b *bench) rescan(ctx context.Context) (err error) {
 		return err
 	}
 	defer os.Remove(image)
-	disk, err := attach(image, 0)
+	disk, err := attachDirect(image)
 	if err != nil {
 		return err
 	}
