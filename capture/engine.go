@@ -100,6 +100,8 @@ type Engine struct {
 	next    time.Duration // the next pause
 
 	conflicts atomic.Int64
+	patience  patience
+	reached   uint64     // the bit that the last round, given up, got to; 0: none
 	heatMu    sync.Mutex // guards heat while readers run
 	heat      map[uint64]uint8
 	unread    unread
@@ -189,7 +191,7 @@ func chooseTracker(ctx context.Context, o Options, sources []*source) (Tracker, 
 func newEngine(o Options, l layout, t Tracker) *Engine {
 	e := &Engine{
 		disks: o.Disks, layout: l, tracker: t, log: o.Log,
-		workers: o.Readers, pause: o.Pause, idle: o.Idle, deadline: o.Deadline, progress: o.Progress,
+		patience: usualPatience, workers: o.Readers, pause: o.Pause, idle: o.Idle, deadline: o.Deadline, progress: o.Progress,
 		chunk: block.ChunkBlocks, now: time.Now, sleep: sleep, heat: map[uint64]uint8{},
 		cpu:   &allowance{used: processTime, now: time.Now},
 		brake: brake{freezer: o.Freezer, after: o.FreezeAfter, most: freezeMost, room: heldMost},

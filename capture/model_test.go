@@ -15,6 +15,7 @@ import (
 
 	"rehost/block"
 	"rehost/capture/bpf"
+	"rehost/internal/fault"
 )
 
 // The model: the engine as it is, in one goroutine, on simulated disks and a
@@ -218,6 +219,7 @@ func (m *model) process(disks []block.Disk) (next func() (struct{}, bool), stop 
 		e.brake = brake{freezer: modelFreezer{m}, most: time.Hour, room: int64(m.r.IntN(9)) * block.Size} // whenever a round does not settle
 	}
 	e.now = func() time.Time { return time.UnixMilli(50 * m.now) }
+	e.patience = []patience{{}, {2 * time.Second, 1}, {time.Hour, 0}}[m.r.IntN(3)]
 	e.sleep = func(context.Context, time.Duration) error {
 		for range m.r.IntN(m.pauses) {
 			m.yield()
@@ -380,4 +382,13 @@ func TestModel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestModel_CutShort: a round that has lasted long is given up only where it would not
+// have settled.
+func TestModel_CutShort(t *testing.T) {
+	if raceEnabled {
+		t.Skip("SKIPPED: builds the package again; run without -race")
+	}
+	fault.Caught(t, fault.Mutant{File: "round.go", From: "e.conflicts.Load() > 0 && e.now()", To: "e.now()", Tests: "TestModel$/as_it_is$"})
 }

@@ -19,7 +19,14 @@ const (
 	hotBlocks   = 8                 // longest run among recently hot blocks
 	heatMax     = 1 << 16           // hot granules remembered
 	heatLife    = 8                 // commits after which a granule is no longer hot
+
 )
+
+// A patience is how long a round that will not settle goes on: so long at least, and
+// so many times what cutting its instant took.
+type patience struct{ least, worth time.Duration }
+
+var usualPatience = patience{250 * time.Millisecond, 8}
 
 // An epoch is what goes to the sink under one number.
 type epoch struct {
@@ -29,6 +36,7 @@ type epoch struct {
 	runs     atomic.Uint64 // put so far
 	bytes    atomic.Int64  // payload put so far
 	still    *still        // while file systems are frozen
+	hopeless time.Time     // a round with a conflict does not go on behind this
 }
 
 // A piece is what a reader takes: granules one behind the other.
@@ -66,17 +74,22 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 		ep.still.weigh(e)
 	}
 	began := e.now()
+	ep.hopeless = began.Add(max(e.patience.least, e.patience.worth*began.Sub(ep.point.Time)))
 	for e.todo.count > 0 {
 		if err := e.drain(ctx, ep); err != nil {
 			return false, err
 		}
+		if e.todo.count > 0 && e.inVain(ep) {
+			break // the next round goes on where this one ends, lest it never gets to the end of the disks
+		}
+		e.reached = 0
 		if e.todo.count > 0 { // only while the first copy or a rescan is under way
 			if err := e.commit(ctx, ep, 0); err != nil {
 				return false, err
 			}
 		}
 	}
-	e.brake.last = e.brake.speed.since(e.now().Sub(began))
+	e.brake.last = e.brake.speed.since(e.now().Sub(began)) + int64(e.todo.count)<<e.layout.shift*block.Size
 	if n, err := e.tracker.Skipped(); err != nil {
 		return false, err
 	} else if n != skipped { // a write that nobody saw begin may have been read
@@ -90,11 +103,23 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 	return e.tracker.Settle(ctx)
 }
 
+// inVain reports whether the round has lasted long and will not settle. Reading the
+// rest of it would be reading for the replica alone; and while more is written than
+// can be read, all of that would be read once more behind the next instant. So that
+// is cut at once, the rest is read then, and once the load falls one look at what is
+// marked is enough.
+func (e *Engine) inVain(ep *epoch) bool {
+	return e.synced && e.foreign == nil && ep.still == nil && e.conflicts.Load() > 0 && e.now().After(ep.hopeless)
+}
+
 // drain reads and puts what is to be read, by several readers: all of it, or,
 // during the first copy and a rescan, so much that committing it as progress is
 // worth while.
 func (e *Engine) drain(ctx context.Context, ep *epoch) error {
-	l := &leg{e: e, hot: e.hotPieces(), room: ^uint64(0)}
+	l := &leg{e: e, ep: ep, from: e.reached, room: ^uint64(0)}
+	if e.reached == 0 {
+		l.hot = e.hotPieces()
+	}
 	if e.foreign != nil && e.foreign.count == 0 {
 		e.foreign = nil
 	}
@@ -105,7 +130,7 @@ func (e *Engine) drain(ctx context.Context, ep *epoch) error {
 	if l.bulk = !e.synced || e.foreign != nil || e.compare != nil; !e.synced || e.foreign != nil {
 		l.room = max(1, uint64(progress)/block.Size>>e.layout.shift)
 	}
-	defer e.unread.settle(e)
+	defer func() { e.unread.settle(e); e.reached = l.from }()
 	if e.workers <= 1 {
 		return e.reader(ctx, ep, l, e.buffers[0])
 	}
@@ -119,6 +144,7 @@ func (e *Engine) drain(ctx context.Context, ep *epoch) error {
 // A leg hands the set to be read out to readers, piece by piece.
 type leg struct {
 	e    *Engine
+	ep   *epoch
 	bulk bool // whole disks are read: that waits for whoever uses them
 
 	mu   sync.Mutex // guards todo and staged of the engine while the leg lasts, and:
@@ -132,6 +158,9 @@ type leg struct {
 func (l *leg) take() (p piece, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.e.inVain(l.ep) {
+		return p, false
+	}
 	if len(l.hot) > 0 {
 		p, l.hot = l.hot[0], l.hot[1:]
 	} else if p, ok = l.cold(); !ok {
@@ -151,6 +180,9 @@ func (l *leg) take() (p piece, ok bool) {
 func (l *leg) cold() (piece, bool) {
 	set, lay := l.e.todo, &l.e.layout
 	lo, ok := set.next(l.from)
+	if !ok && l.from > 0 { // where the last leg ended was not the end
+		lo, ok = set.next(0)
+	}
 	if !ok || l.room == 0 {
 		return piece{}, false
 	}
