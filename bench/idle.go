@@ -32,7 +32,7 @@ func (b *bench) idle(ctx context.Context) (err error) {
 	if err := os.Mkdir(bpffs, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount("bpf", bpffs, "bpf", 0, "mode=0700"); err != nil {
+	if err := unix.Mount("bpf", bpffs, "bpf", 0, "mode=0711"); err != nil {
 		return fmt.Errorf("mount a BPF file system: %w", err)
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(bpffs, unix.MNT_DETACH)) }()
