@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"rehost/capture/freeze"
 	"rehost/privilege"
 )
 
@@ -109,14 +111,19 @@ func showIdentity(account privilege.Account) error {
 // file system, status will say so.
 func (d stateDir) openPins(c Config, account privilege.Account) error {
 	dir := filepath.Dir(d.pins(c))
-	var st unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(dir), &st); err != nil || st.Type != unix.BPF_FS_MAGIC {
+	if !pinnable(dir) {
 		return nil
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return give(dir, account)
+}
+
+// pinnable is whether a directory lies, or would, in a BPF file system.
+func pinnable(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(filepath.Dir(dir), &st) == nil && st.Type == unix.BPF_FS_MAGIC
 }
 
 // give makes a directory of root's, and all that is in it, a user's. What is not
@@ -176,32 +183,44 @@ func Drop(dir string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if pins := filepath.Dir(d.pins(config)); pinnable(pins) {
+		if err := privilege.As(account.UID, account.GID, func() error { _, err := os.ReadDir(pins); return err }); err != nil {
+			return fmt.Errorf("user %s cannot come to its pins: %w; let it through: mount -o remount,mode=0711 %s", account.Name, err, filepath.Dir(pins))
+		}
+	}
 	if err := privilege.SealDisks(sealedGroup); err != nil {
 		log.Info("no control group keeps disks from being written to", "err", err)
 	}
 	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}) // kernels before 5.11 want it, and say so
-	if err := followUp(d, filepath.Dir(filepath.Dir(d.pins(config)))); err != nil {
+	if err := d.leaveBehind(config, account); err != nil {
 		return err
 	}
 	return privilege.Drop(account, diskReaders(account), os.Environ())
 }
 
-// followUp starts the process that does what is left to do when this one has ended,
-// as ExecStopPost does where systemd runs. It learns of that from a pipe that ends.
-func followUp(d stateDir, bpffs string) error {
+// leaveBehind starts what stays root's, where systemd has units for it: the process
+// that does what is left to do when this one has ended, and the freezer. Both learn of
+// that end from a pipe, however it comes.
+func (d stateDir) leaveBehind(c Config, account privilege.Account) error {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("start what removes the agent in the end: %w", err)
+		return fmt.Errorf("start what stays behind: %w", err)
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", "finish", "--state-dir", string(d), "--bpffs", bpffs, "--after-stdin")
-	cmd.Args[0], cmd.Dir = os.Args[0], "/"
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, os.Stderr, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return errors.Join(fmt.Errorf("start what removes the agent in the end: %w", err), w.Close())
+	programs := [][]string{{"finish", "--state-dir", string(d), "--bpffs", filepath.Dir(filepath.Dir(d.pins(c))), "--after-stdin"}}
+	if !c.NoFreeze {
+		programs = append(programs, []string{"freezer", "--socket", freeze.Socket, "--user", strconv.Itoa(account.UID), "--until-stdin"})
 	}
-	_, err = unix.FcntlInt(w.Fd(), unix.F_SETFD, 0) // stays open until the agent's process ends, however it does
+	for _, args := range programs {
+		cmd := exec.Command("/proc/self/exe", args...)
+		cmd.Args[0], cmd.Dir = os.Args[0], "/"
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = r, os.Stderr, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			return errors.Join(fmt.Errorf("start what stays behind: %w", err), w.Close())
+		}
+	}
+	_, err = unix.FcntlInt(w.Fd(), unix.F_SETFD, 0) // stays open until the agent's process ends
 	return err
 }
 

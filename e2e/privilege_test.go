@@ -149,7 +149,7 @@ func TestPrivilege_Systemd(t *testing.T) {
 		t.Errorf("its directories are: %s", out)
 	}
 	g.exposed("rehost-agent.service")
-	g.freezes()
+	g.freezes("/dev/vda", "systemctl show -p MainPID --value rehost-agent-freezer.service", "journalctl -u rehost-agent-freezer.service --no-pager | tail -20")
 	g.shell("systemctl restart rehost-agent")
 	g.status("went on while no agent ran", "Last point")
 
@@ -166,28 +166,17 @@ func TestPrivilege_Systemd(t *testing.T) {
 }
 
 // freezes asks the freezer as the agent's user does, for the disk with the root file
-// system: systemd starts it, and it freezes and thaws.
-func (g *guest) freezes() {
+// system: whoever starts it, it freezes and thaws.
+func (g *guest) freezes(disk, pid, log string) {
 	g.t.Helper()
-	out := g.shell(`cat >/tmp/ask.pl <<'END'
-use Socket;
-$> = getpwnam("aws-replication");
-socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un("/run/rehost-agent/freezer.sock")) or die "connect: $!";
-sub ask {
-	my ($kind, $value, $body) = @_;
-	syswrite(S, pack("a4CCvQ<", "RHFZ", 1, $kind, length $body, $value) . $body);
-	sysread(S, my $head, 16) == 16 or die "it is gone";
-	my ($magic, $version, $answer, $length, $number) = unpack("a4CCvQ<", $head);
-	my $text = ""; sysread(S, $text, $length) if $length;
-	print "$answer $text\n";
-}
-ask(1, 0, pack("VV", @ARGV));
-ask(2, 1000, "");
-ask(3, 0, "");
-END
-perl /tmp/ask.pl $(tr : ' ' </sys/block/vda/dev) 2>&1; rm /tmp/ask.pl; systemctl show -p MainPID --value rehost-agent-freezer.service`)
-	if want := regexp.MustCompile(`^129 .*\n130 \n131 \n[1-9][0-9]*\n$`); !want.MatchString(out) {
-		g.t.Errorf("asked to prepare, freeze and thaw (docs/format/freezer.md), the freezer says:\n%s\n%s", out, g.shell("journalctl -u rehost-agent-freezer.service --no-pager | tail -20"))
+	ask := "su -s /bin/sh aws-replication -c '/usr/local/lib/rehost-agent/rehost-agent freezer --try %s' 2>&1; true"
+	out := g.shell(fmt.Sprintf(ask, disk))
+	if !strings.Contains(out, "What is mounted from "+disk+" was frozen for ") {
+		g.t.Errorf("asked to freeze %s, the freezer says:\n%s\n%s", disk, out, g.shell(log))
+	}
+	g.t.Log(strings.TrimSpace(out))
+	if out := g.shell(pid); !regexp.MustCompile(`^[1-9][0-9]*\n$`).MatchString(out) {
+		g.t.Errorf("the freezer's process is %q", out)
 	}
 }
 
@@ -244,8 +233,18 @@ func TestPrivilege_Busybox(t *testing.T) {
 	out := g.status("runs as aws-replication", "the kernel refuses to let it write to disks", "pinned in /sys/fs/bpf/rehost-agent/")
 	t.Log("\n" + out)
 	g.shutIn("/sys/fs/cgroup/rehost-agent")
+	const freezer = `for p in /proc/[0-9]*; do { tr '\0' ' ' <$p/cmdline; } 2>/dev/null | grep -q 'freezer --[s]ocket' && echo ${p#/proc/}; done; true`
+	g.freezes("/dev/vda", freezer, "tail -20 /tmp/agent.log")
+	first := g.shell(freezer)
 	g.shell("kill -9 $(cat /var/lib/rehost-agent/agent.pid); (/usr/local/lib/rehost-agent/rehost-agent run >/tmp/agent.log 2>&1 &)")
 	g.status("went on while no agent ran", "Last point")
+	if now := g.shell(freezer); now == first {
+		t.Errorf("the freezer of the agent that was killed runs still: %s", now)
+	}
+	g.freezes("/dev/vda", freezer, "tail -20 /tmp/agent.log")
 	g.shell("/root/rehost-agent uninstall")
 	g.gone()
+	if left := g.shell(freezer); left != "" {
+		t.Errorf("a freezer is left: %s", left)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -346,6 +347,31 @@ func TestServe_Strangers(t *testing.T) {
 		t.Errorf("the user that it is for: %s", said)
 	}
 	v.thawed()
+}
+
+// TestServe_UntilStdin: a freezer that was started for a process ends with that.
+func TestServe_UntilStdin(t *testing.T) {
+	v := newVolume(t, "ext4")
+	r := &running{socket: filepath.Join(t.TempDir(), "s")}
+	r.cmd = exec.Command(agent(t), "freezer", "--socket", r.socket, "--until-stdin")
+	life, err := r.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.start(t)
+	c := Client{Socket: r.socket}
+	if err := c.Prepare(t.Context(), []uint64{v.disk}); err != nil {
+		t.Fatalf("while that lives: %v", err)
+	}
+	c.close()
+	if err := life.Close(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(20*time.Second, func() { r.cmd.Process.Kill() })
+	defer late.Stop()
+	if state, err := r.cmd.Process.Wait(); err != nil || !state.Success() {
+		t.Errorf("after its end: %v, %v", state, err)
+	}
 }
 
 // TestServe_Activated starts a freezer as a service manager does, with a socket that

@@ -37,6 +37,10 @@ type Options struct {
 	FD     int    // a connection, or a socket that listens, in place of both; 0: none
 	User   int    // user id that may ask besides root; 0: none
 
+	// UntilStdin ends the freezer with its standard input: it is there for a process
+	// that holds the other end of a pipe.
+	UntilStdin bool
+
 	Most  time.Duration // the longest freeze; 0: DefaultMost
 	Every time.Duration // between the begins of two freezes at least; 0: DefaultEvery
 
@@ -55,8 +59,8 @@ type freezer struct {
 }
 
 // Serve is the freezer. It returns when its only connection has ended, when nobody has
-// come to a socket of the service manager for a while, or with an error: it never
-// goes on without a watchdog. From when it listens this process can do nothing else.
+// come to a socket of the service manager for a while, with its standard input where
+// that is asked for, or with an error: it never goes on without a watchdog. From when it listens this process can do nothing else.
 func Serve(o Options) error {
 	if o.Most == 0 {
 		o.Most = DefaultMost
@@ -191,7 +195,10 @@ func (f *freezer) hear(want uint32, within time.Duration) (value uint64, err err
 // accept serves who connects, one after the other.
 func (f *freezer) accept(socket int, idle time.Duration) error {
 	for {
-		fds := []unix.PollFd{{Fd: int32(socket), Events: unix.POLLIN}, {Fd: int32(f.watchdog), Events: unix.POLLIN}}
+		fds := []unix.PollFd{{Fd: int32(socket), Events: unix.POLLIN}, {Fd: int32(f.watchdog), Events: unix.POLLIN}, {Fd: -1}}
+		if f.UntilStdin {
+			fds[2].Fd = int32(unix.Stdin) // nothing is ever written to it
+		}
 		switch err := await(fds, now()+idle); {
 		case err == errTime:
 			return nil
@@ -199,6 +206,8 @@ func (f *freezer) accept(socket int, idle time.Duration) error {
 			return fmt.Errorf("wait for connections: %w", err)
 		case fds[1].Revents != 0:
 			return errWatchdog
+		case fds[2].Revents != 0:
+			return nil
 		}
 		fd, _, err := unix.Accept4(socket, unix.SOCK_CLOEXEC)
 		if err != nil {

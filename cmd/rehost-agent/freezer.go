@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/user"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rehost/capture/freeze"
 )
@@ -17,8 +20,12 @@ type freezerCommand struct {
 	Most   time.Duration `help:"The longest freeze, whatever is asked for; a minute at most." default:"2s"`
 	Every  time.Duration `help:"Between the begins of two freezes at least." default:"10s"`
 
+	Try string `help:"Ask the freezer that runs to freeze what is mounted from this disk, and to thaw it at once; says how long that took." type:"path" placeholder:"DISK"`
+
 	FD       int  `name:"fd" hidden:""` // where a connection is, instead of a socket
 	Watchdog bool `hidden:""`           // be the freezer's watchdog
+
+	UntilStdin bool `hidden:""` // end when the standard input does
 }
 
 // Help implements [kong.HelpProvider].
@@ -32,14 +39,43 @@ func (c *freezerCommand) Run() error {
 	if c.Watchdog {
 		return freeze.Watch()
 	}
+	if c.Try != "" {
+		return try(c.Try)
+	}
 	id, err := userID(c.User)
 	if err != nil {
 		return err
 	}
 	return freeze.Serve(freeze.Options{
-		Socket: c.Socket, FD: c.FD, User: id, Most: c.Most, Every: c.Every,
+		Socket: c.Socket, FD: c.FD, User: id, UntilStdin: c.UntilStdin, Most: c.Most, Every: c.Every,
 		Watchdog: []string{"freezer", "--watchdog"}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
+}
+
+// try freezes the file systems on a disk for a moment, as the agent would.
+func try(disk string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(disk, &st); err != nil {
+		return fmt.Errorf("try a freeze: %s: %w", disk, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return fmt.Errorf("try a freeze: %s is no disk", disk)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := &freeze.Client{}
+	if err := c.Prepare(ctx, []uint64{st.Rdev}); err != nil {
+		return fmt.Errorf("try a freeze of %s: %w", disk, err)
+	}
+	if _, err := c.Freeze(ctx, time.Second); err != nil {
+		return fmt.Errorf("try a freeze of %s: %w", disk, err)
+	}
+	took, err := c.Thaw()
+	if err != nil {
+		return fmt.Errorf("try a freeze of %s: %w", disk, err)
+	}
+	fmt.Printf("What is mounted from %s was frozen for %v, and thawed.\n", disk, took.Round(100*time.Microsecond))
+	return nil
 }
 
 // ownFreezer is this program as a freezer of one connection.
