@@ -33,6 +33,8 @@ func measurements(c capture.Status) []formgn.Metric {
 		{Name: formgn.MetricConflicts, Value: float64(c.Conflicts)},
 		{Name: formgn.MetricWithdrawn, Value: float64(c.Withdrawn)},
 		{Name: formgn.MetricLongestRound, Value: c.LongestRound.Seconds()},
+		{Name: formgn.MetricFreezes, Value: float64(c.Freezes)},
+		{Name: formgn.MetricLongestFreeze, Value: c.LongestFreeze.Seconds()},
 		{Name: formgn.MetricReadBytes, Value: float64(c.BytesRead)},
 		{Name: formgn.MetricSentBytes, Value: float64(c.SentSize)},
 		{Name: formgn.MetricCPUSeconds, Value: c.CPU.Seconds()},

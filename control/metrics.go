@@ -64,6 +64,8 @@ var families = slices.Concat([]family{
 	ofAgent(formgn.MetricConflicts, "Runs of blocks that were read too late for the point of their round."),
 	ofAgent(formgn.MetricWithdrawn, "Epochs taken back because an audit failed."),
 	ofAgent(formgn.MetricLongestRound, "The longest round since the first copy."),
+	ofAgent(formgn.MetricFreezes, "Times that file systems were frozen for a point."),
+	ofAgent(formgn.MetricLongestFreeze, "The longest time that they were."),
 	ofAgent(formgn.MetricReadBytes, "Read from the disks."),
 	ofAgent(formgn.MetricSentBytes, "Sent to the replication server, compressed."),
 	ofAgent(formgn.MetricCPUSeconds, "Processor time of the agent."),

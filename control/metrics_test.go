@@ -94,7 +94,7 @@ func TestMetrics(t *testing.T) {
 		{DiskID: 0, TotalStorageBytes: 8 << 20, ReplicatedStorageBytes: 6 << 20, BackloggedStorageBytes: 2 << 20}, {DiskID: 1, TotalStorageBytes: 4 << 20}}})
 	w.must(err)
 	_, err = w.SendAgentMetrics(ctx, &formgn.SendAgentMetricsForMgnRequest{SourceServerID: id, Metrics: []formgn.Metric{
-		{Name: formgn.MetricPoints, Value: 7}, {Name: formgn.MetricLongestRound, Value: .25}, {Name: "fake{} 1\nfake", Value: 1}}})
+		{Name: formgn.MetricPoints, Value: 7}, {Name: formgn.MetricLongestRound, Value: .25}, {Name: formgn.MetricFreezes, Value: 2}, {Name: "fake{} 1\nfake", Value: 1}}})
 	w.must(err)
 	w.clock.advance(500 * time.Millisecond)
 	values, types := w.metrics()
@@ -112,6 +112,7 @@ func TestMetrics(t *testing.T) {
 	is(4<<20, "disk_bytes", `,device="/dev/vdb"`)
 	is(7, "agent_points_total", "")
 	is(.25, "agent_longest_round_seconds", "")
+	is(2, "agent_freezes_total", "")
 	if lag := values[fmt.Sprintf("rehost_replication_lag_seconds{source_server=%q}", id)]; lag < .5 || lag > 2 {
 		t.Errorf("lag is %v s", lag)
 	}
