@@ -50,7 +50,7 @@ var notInGuest = map[string]map[string]string{
 }
 
 // tools are the programs of this machine that the tests in a guest run.
-var tools = []string{"mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "btrfs", "sync", "setpriv"}
+var tools = []string{"dmsetup", "mdadm", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "btrfs", "sync", "setpriv"}
 
 // TestKernel runs the tests of what depends on the kernel, with real disks and file
 // systems, on other kernels than this machine's. What the verifier takes, how
