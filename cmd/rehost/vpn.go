@@ -100,25 +100,9 @@ func (v *vpn) carry(ctx context.Context, to func() string, log *slog.Logger) {
 				log.Warn("the replication server cannot be reached", "err", err)
 				return
 			}
-			join(ctx, c, out)
+			tunnel.Join(ctx, c, out)
 		})
 	}
-}
-
-// join copies in both directions until one has ended, or ctx ends; then both
-// connections are closed. TLS has nothing to say that way once the other is over.
-func join(ctx context.Context, a, b net.Conn) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	context.AfterFunc(ctx, func() { a.Close(); b.Close() })
-	var both sync.WaitGroup
-	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
-		both.Go(func() {
-			defer cancel()
-			_, _ = io.Copy(way[1], way[0]) // both ends see how it ended
-		})
-	}
-	both.Wait()
 }
 
 // VPNCmd is `rehost vpn`.
