@@ -74,6 +74,7 @@ type DoctorOptions struct {
 	Endpoint      string // host, host:port or https URL
 	CA            string // file with the service's certificate authority
 	CAFingerprint string // its SHA-256
+	VPNInvitation string // file that rehost vpn invite has written: the service is looked for in its VPN
 	BPFFS         string // "" is /sys/fs/bpf
 
 	Machine Machine

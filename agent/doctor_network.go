@@ -24,16 +24,20 @@ const dialTimeout = 10 * time.Second
 // network looks at the way to the service and to the replication server.
 func (d *doctor) network(ctx context.Context) {
 	endpoint, err := d.endpoint()
-	switch {
-	case err != nil:
+	if err != nil {
 		d.fails("service", err, "")
 		return
-	case endpoint == nil:
-		d.note(Skipped, "service", "name it with --endpoint, and --ca or --ca-fingerprint", "nobody has said where it is")
-		return
 	}
-	if d.installed && d.config.VPN {
-		d.note(Skipped, "service", "rehost-agent status says whether the service answers", "calls go through its VPN, whose key is the running agent's")
+	way, err := d.passage(endpoint)
+	switch {
+	case err != nil:
+		d.fails("VPN", err, "")
+		return
+	case way != nil:
+		d.throughVPN(ctx, endpoint, way)
+		return
+	case endpoint == nil:
+		d.nowhere()
 		return
 	}
 	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: endpoint})
@@ -51,9 +55,13 @@ func (d *doctor) network(ctx context.Context) {
 		target = proxy // which finds the service itself
 	}
 	if d.resolves(ctx, "DNS", target.Hostname()) {
-		d.service(ctx, endpoint)
+		d.service(ctx, endpoint, nil)
 	}
 	d.replication(ctx, endpoint)
+}
+
+func (d *doctor) nowhere() {
+	d.note(Skipped, "service", "name it with --endpoint, and --ca or --ca-fingerprint", "nobody has said where it is")
 }
 
 // endpoint is where the service is; nil if nobody has said it.
@@ -89,19 +97,20 @@ func (d *doctor) resolves(ctx context.Context, name, host string) bool {
 }
 
 // believed is whom this machine believes; nil without an authority.
-func (d *doctor) believed(ctx context.Context, endpoint *url.URL) (*ca.Bundle, error) {
+func (d *doctor) believed(ctx context.Context, endpoint *url.URL, dial dialer) (*ca.Bundle, error) {
 	switch {
 	case d.CA != "" || d.CAFingerprint != "":
-		return findBundle(ctx, endpoint.String(), d.CA, normalFingerprint(d.CAFingerprint), nil)
+		return findBundle(ctx, endpoint.String(), d.CA, normalFingerprint(d.CAFingerprint), dial)
 	case d.installed:
 		return loadBundle(d.dir.path(rootFile))
 	}
 	return nil, nil
 }
 
-// service connects as an agent does, and asks nothing but the time.
-func (d *doctor) service(ctx context.Context, endpoint *url.URL) {
-	bundle, err := d.believed(ctx, endpoint)
+// service connects as an agent does, and asks nothing but the time. With dial, no
+// proxy is asked.
+func (d *doctor) service(ctx context.Context, endpoint *url.URL, dial dialer) {
+	bundle, err := d.believed(ctx, endpoint, dial)
 	if err != nil {
 		d.fails("TLS", err, "")
 		return
@@ -113,6 +122,9 @@ func (d *doctor) service(ctx context.Context, endpoint *url.URL) {
 		config = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: ca.ServiceHost, InsecureSkipVerify: true} // nothing is sent or believed but the time
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, TLSHandshakeTimeout: dialTimeout, DisableKeepAlives: true}
+	if dial != nil {
+		transport.Proxy, transport.DialContext = nil, dial
+	}
 	client := &http.Client{Transport: transport, Timeout: 2 * dialTimeout}
 	request, err := http.NewRequestWithContext(ctx, http.MethodHead, endpoint.String()+"/", nil)
 	if err != nil {

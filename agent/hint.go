@@ -47,6 +47,8 @@ func Hint(err error) string {
 		return "rehost vpn invite, where the service is, prints one: give the file as it is"
 	case errors.Is(err, errNoVPN):
 		return "install without --vpn, or have the service started with it (rehost serve --vpn)"
+	case errors.Is(err, errNotLent):
+		return "its log says why; one of a version that does not do it yet does once it was started again by a newer program (rehost-agent restart)"
 	case errors.Is(err, release.ErrSignature):
 		return "who has made this agent has not made what the service offers: it was not run. Its release was made with another key (then install that agent by hand), or somebody has put something else there"
 	case errors.Is(err, release.ErrSum):

@@ -161,7 +161,7 @@ func (a *agent) run(ctx context.Context) error {
 	ctx, a.stop = context.WithCancelCause(ctx)
 	defer a.stop(nil)
 	var all sync.WaitGroup
-	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.metrics, a.identity.renewals, a.writeStatus, a.requests, a.arrivals, a.tasks} {
+	for _, part := range []func(context.Context){a.commands, a.replication.run, a.reports, a.metrics, a.identity.renewals, a.writeStatus, a.requests, a.arrivals, a.tasks, a.lend} {
 		all.Go(func() { part(ctx) })
 	}
 	all.Go(func() { a.shipper.run(ctx, a.sendLogs) })

@@ -45,6 +45,7 @@ const (
 	rescanFile  = "rescan"
 	limitsFile  = "limits.json"
 	vpnFile     = "vpn.json"
+	socketFile  = "vpn.sock"
 	lockFile    = "agent.pid"
 	logFile     = "agent.log"
 	programFile = "rehost-agent"

@@ -171,7 +171,7 @@ func (u *upgrade) fetch(ctx context.Context, from release.Version) (release.Vers
 	if err != nil {
 		return release.Version{}, err
 	}
-	defer d.http.CloseIdleConnections()
+	defer d.close()
 	sums, err := d.small(ctx, release.SumsFile, release.MaxSums)
 	if err != nil {
 		return release.Version{}, err
@@ -238,6 +238,7 @@ func writeProgram(path string, from io.Reader) (err error) {
 type downloads struct {
 	http     *http.Client
 	endpoint string
+	way      *passage // nil without a VPN
 }
 
 func (u *upgrade) downloads() (*downloads, error) {
@@ -245,11 +246,25 @@ func (u *upgrade) downloads() (*downloads, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &downloads{endpoint: u.config.Endpoint, http: &http.Client{
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: time.Minute,
-			TLSClientConfig: ca.Endpoint{Bundle: bundle}.ClientConfig(ca.Name{Role: ca.Service})},
-	}}, nil
+	t := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: time.Minute,
+		TLSClientConfig: ca.Endpoint{Bundle: bundle}.ClientConfig(ca.Name{Role: ca.Service})}
+	d := &downloads{endpoint: u.config.Endpoint, http: &http.Client{Transport: t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	if u.config.VPN {
+		if d.way, err = openPassage(u.dir); err != nil {
+			return nil, err
+		}
+		t.Proxy, t.DialContext = nil, d.way.dialService
+	}
+	return d, nil
+}
+
+// close ends the connections. What is left of the way was of use only if nothing failed.
+func (d *downloads) close() {
+	d.http.CloseIdleConnections()
+	if d.way != nil {
+		_ = d.way.close()
+	}
 }
 
 // get begins to download a file of at most that many bytes.

@@ -98,6 +98,7 @@ type world struct {
 	registers  int
 	revoked    map[string]bool
 	issuedN    int
+	offered    string        // to agents that download their release
 	peers      []tunnel.Peer // of the hub, the newest last
 	reports    []formgn.UpdateAgentBacklogForMgnRequest
 	lines      []formgn.LogLine
@@ -225,7 +226,14 @@ func (w *world) startService() {
 	end := ca.Endpoint{Bundle: w.authority.Bundle(), Certificate: func() (*tls.Certificate, error) {
 		return w.authority.ServiceCertificate(nil, []net.IP{net.IPv4(127, 0, 0, 1)})
 	}}
-	w.web = &http.Server{Handler: w.api, TLSConfig: end.OptionalConfig(ca.SourceServer), ErrorLog: slog.NewLogLogger(slog.NewTextHandler(w.log, nil), slog.LevelWarn)}
+	handler := http.NewServeMux()
+	handler.Handle("/", w.api)
+	handler.HandleFunc("/agent/", func(out http.ResponseWriter, _ *http.Request) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		io.WriteString(out, w.offered)
+	})
+	w.web = &http.Server{Handler: handler, TLSConfig: end.OptionalConfig(ca.SourceServer), ErrorLog: slog.NewLogLogger(slog.NewTextHandler(w.log, nil), slog.LevelWarn)}
 	w.webDone = make(chan struct{})
 	go func(web *http.Server, done chan struct{}) {
 		defer close(done)

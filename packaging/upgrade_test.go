@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"aead.dev/minisign"
+
+	"rehost/e2e/site"
 )
 
 // TestUpgrade replaces a running agent by the next release: tracking goes on and
@@ -121,6 +123,43 @@ func TestUpgrade(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	w.clean("downgraded")
+}
+
+// TestUpgrade_VPN: an agent that has nothing but the service's VPN takes the next
+// release through it, and doctor looks through it, while the agent replicates.
+func TestUpgrade_VPN(t *testing.T) {
+	w := newWorld(t)
+	if err := w.service.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	c := w.service.Config
+	c.Args = append(c.Args, "--vpn", "127.0.0.1:0")
+	w.again(c)
+	invitation := filepath.Join(t.TempDir(), "invitation")
+	if out, err := w.sh("env -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY " + w.rehost + " vpn --data " + w.service.Data + " invite > " + invitation); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	program := filepath.Join(w.agent[0], "rehost-agent-linux-amd64")
+	args := w.installArgs("--vpn-invitation", invitation, "--endpoint", "rehost.invalid", "--region", site.Region, "--ca", filepath.Join(w.service.Data, "ca.pem"))
+	if out, err := w.sh(program + " doctor --vpn-invitation " + invitation + " --endpoint rehost.invalid --ca " + filepath.Join(w.service.Data, "ca.pem")); !strings.Contains(out, "chain and name of the service are right") {
+		t.Errorf("before the installation: %v: %s", err, out)
+	}
+	if out, err := w.sh(program + " install " + args); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	w.until("replication", continuous)
+	w.serve(w.agent[1])
+	if out, err := w.agentRun("upgrade"); err != nil || !strings.Contains(out, "of version 0.2.0 now, was of 0.1.0") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s := w.until("replication", continuous)
+	if s.Version != "0.2.0" || !strings.HasPrefix(s.Keeps, "went on while no agent ran") {
+		t.Errorf("after the upgrade: %+v", s)
+	}
+	w.clean("upgraded")
+	if out, _ := w.agentRun("doctor"); !strings.Contains(out, "through the running agent's tunnel") || !strings.Contains(out, "rehost.invalid:8443 answers") {
+		t.Errorf("doctor does not look through the agent's tunnel: %s", out)
+	}
 }
 
 // believesAll has the service serve whatever is there.

@@ -39,7 +39,7 @@ func Confine(writable ...string) (shut []string, err error) {
 func shutFiles(writable []string) error {
 	const (
 		look  = ll.AccessFSReadFile | ll.AccessFSReadDir | ll.AccessFSIoctlDev
-		write = ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSMakeDir | ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
+		write = ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSMakeDir | ll.AccessFSMakeSock | ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
 	)
 	rules := []landlock.Rule{landlock.PathAccess(look, "/"), landlock.PathAccess(ll.AccessFSWriteFile, "/dev/null").IgnoreIfMissing()}
 	for _, dir := range writable {

@@ -119,6 +119,9 @@ func (c *Client) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 // Hub is the public key of the hub.
 func (c *Client) Hub() PublicKey { return c.o.Hub }
 
+// Endpoint is where the hub is looked for: host:port, UDP.
+func (c *Client) Endpoint() string { return c.o.Endpoint }
+
 // Handshake is when the last one was; zero if there was none.
 func (c *Client) Handshake() time.Time { return c.end.sights()[c.o.Hub].handshake }
 

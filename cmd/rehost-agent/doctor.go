@@ -13,6 +13,7 @@ type doctorCommand struct {
 	Endpoint      string `help:"The service: host, host:port or https URL. Default: that of the installation." env:"AWS_ENDPOINT_URL_MGN,AWS_ENDPOINT_URL" placeholder:"HOST"`
 	CA            string `name:"ca" help:"File with the service's certificate authority (ca.pem)." type:"existingfile" placeholder:"FILE"`
 	CAFingerprint string `name:"ca-fingerprint" help:"SHA-256 of the authority." placeholder:"HEX"`
+	VPNInvitation string `name:"vpn-invitation" help:"Look for the service in its VPN, as an installation with this file would. It is not used up." type:"existingfile" placeholder:"FILE"`
 	BPFFS         string `name:"bpffs" help:"Where the BPF file system is mounted. Default: /sys/fs/bpf." type:"path" placeholder:"DIR"`
 	JSON          bool   `name:"json" help:"Print JSON."`
 }
@@ -26,7 +27,7 @@ func (c *doctorCommand) Help() string {
 
 // Run implements the command.
 func (c *doctorCommand) Run(ctx context.Context) error {
-	d := agent.Diagnose(ctx, agent.DoctorOptions{StateDir: c.StateDir, Endpoint: c.Endpoint, CA: c.CA, CAFingerprint: c.CAFingerprint, BPFFS: c.BPFFS})
+	d := agent.Diagnose(ctx, agent.DoctorOptions{StateDir: c.StateDir, Endpoint: c.Endpoint, CA: c.CA, CAFingerprint: c.CAFingerprint, VPNInvitation: c.VPNInvitation, BPFFS: c.BPFFS})
 	printed := d.Print
 	if c.JSON {
 		printed = d.PrintJSON
