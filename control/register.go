@@ -57,6 +57,8 @@ func (c *Service) Register(s *awsapi.Server) {
 		return c.IssueClientCertificate(ctx, callerOf(ctx), in)
 	})
 	awsapi.Handle(s, formgn.CreateTunnelInvitationForMgn, c.CreateTunnelInvitation)
+	awsapi.Handle(s, formgn.DeleteTunnelInvitationForMgn, c.DeleteTunnelInvitation)
+	awsapi.Handle(s, formgn.DescribeTunnelKeysForRehost, c.DescribeTunnelKeys)
 	awsapi.Handle(s, formgn.CreateSessionForMgn, func(ctx context.Context, _ *formgn.CreateSessionForMgnRequest) (*formgn.CreateSessionForMgnResponse, error) {
 		cert := awsapi.CallerOf(ctx).Certificate
 		name, err := ca.PeerName(cert)

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
+	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
 	"rehost/tunnel"
@@ -30,6 +32,7 @@ import (
 type Tunnel interface {
 	Key() tunnel.PublicKey
 	SetPeers(peers []tunnel.Peer) error
+	Sights() map[tunnel.PublicKey]tunnel.Sight
 }
 
 const (
@@ -155,30 +158,42 @@ func (c *Service) letIn(ctx context.Context) error {
 	}
 	c.letting.Lock() // what was read last is what is in force
 	defer c.letting.Unlock()
-	peers, err := c.tunnelPeers(ctx)
+	places, err := c.tunnelPlaces(ctx)
 	if err != nil {
 		return err
+	}
+	peers := make([]tunnel.Peer, len(places))
+	for i, p := range places {
+		peers[i] = p.peer
 	}
 	return c.opts.Tunnel.SetPeers(peers)
 }
 
-func (c *Service) tunnelPeers(ctx context.Context) (peers []tunnel.Peer, err error) {
+// A place in the tunnel is what somebody may come by.
+type place struct {
+	peer     tunnel.Peer
+	server   string // whose agent it is of; "" of an invitation
+	notAfter string
+}
+
+// tunnelPlaces are all that count now, by their keys.
+func (c *Service) tunnelPlaces(ctx context.Context) (places []place, err error) {
 	now := stamp(c.now())
-	rows, err := c.db.reader.QueryContext(ctx, `SELECT tunnel_key, revoked_at, CASE life_cycle WHEN ?2 THEN document WHEN ?3 THEN document ELSE '' END
+	rows, err := c.db.reader.QueryContext(ctx, `SELECT tunnel_key AS key, not_after, server_id, revoked_at, CASE life_cycle WHEN ?2 THEN document WHEN ?3 THEN document ELSE '' END
 		FROM certificates JOIN source_servers ON source_servers.id = server_id WHERE tunnel_key <> '' AND not_after > ?1
-		UNION ALL SELECT tunnel_key, 'invited', '' FROM tunnel_invitations WHERE not_after > ?1`,
+		UNION ALL SELECT tunnel_key, not_after, '', '', '' FROM tunnel_invitations WHERE not_after > ?1 ORDER BY key`,
 		now, string(mgn.LifeCycleStateDisconnected), string(mgn.LifeCycleStateCutover))
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
+		var p place
 		var text, revoked, document string
-		if err := rows.Scan(&text, &revoked, &document); err != nil {
+		if err := rows.Scan(&text, &p.notAfter, &p.server, &revoked, &document); err != nil {
 			return nil, err
 		}
-		p := tunnel.Peer{}
-		if p.Key, err = tunnel.ParsePublicKey(text); err != nil {
+		if p.peer.Key, err = tunnel.ParsePublicKey(text); err != nil {
 			return nil, err
 		}
 		switch {
@@ -190,15 +205,97 @@ func (c *Service) tunnelPeers(ctx context.Context) (peers []tunnel.Peer, err err
 			if !s.leaving(revoked, c.now()) {
 				continue
 			}
-			p.Ports = apiOnly
-		case revoked == "invited":
-			p.Ports = apiOnly
+			p.peer.Ports = apiOnly
+		case p.server == "":
+			p.peer.Ports = apiOnly
 		case revoked != "":
 			continue
 		}
-		peers = append(peers, p)
+		places = append(places, p)
 	}
-	return peers, errors.Join(rows.Err(), rows.Close())
+	return places, errors.Join(rows.Err(), rows.Close())
+}
+
+// DescribeTunnelKeys implements DescribeTunnelKeysForRehost.
+func (c *Service) DescribeTunnelKeys(ctx context.Context, in *formgn.DescribeTunnelKeysForRehostRequest) (*formgn.DescribeTunnelKeysForRehostResponse, error) {
+	if err := c.ready(ctx); err != nil {
+		return nil, err
+	}
+	const operation = "DescribeTunnelKeysForRehost"
+	after, limit, err := c.pager.start(operation, nil, in.NextToken, in.MaxResults)
+	if err != nil {
+		return nil, err
+	}
+	out := &formgn.DescribeTunnelKeysForRehostResponse{Tunnel: c.tunnelInfo(), Items: []formgn.TunnelPeer{}}
+	if c.opts.Tunnel == nil {
+		return out, nil
+	}
+	places, err := c.tunnelPlaces(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list tunnel keys: %w", err)
+	}
+	places = slices.DeleteFunc(places, func(p place) bool { return p.peer.Key.String() <= after })
+	places, out.NextToken = next(c.pager, operation, nil, places, limit, func(p place) string { return p.peer.Key.String() })
+	seen := c.opts.Tunnel.Sights()
+	for _, p := range places {
+		item := describePlace(p, seen[p.peer.Key])
+		if p.server != "" {
+			servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE id = ?`, p.server)
+			if err != nil {
+				return nil, fmt.Errorf("list tunnel keys: %w", err)
+			}
+			for _, s := range servers {
+				item.Hostname = s.name()
+			}
+		}
+		out.Items = append(out.Items, item)
+	}
+	return out, nil
+}
+
+func describePlace(p place, seen tunnel.Sight) formgn.TunnelPeer {
+	item := formgn.TunnelPeer{TunnelKey: p.peer.Key.String(), Address: p.peer.Key.Address().String(), Kind: formgn.TunnelPeerKindAgent, SourceServerID: p.server, NotAfter: p.notAfter,
+		Ports: []int32{}, Endpoint: seen.Endpoint, ReceivedBytes: &seen.Received, SentBytes: &seen.Sent}
+	if p.server == "" {
+		item.Kind = formgn.TunnelPeerKindInvitation
+	}
+	ports := p.peer.Ports
+	if ports == nil {
+		ports = []uint16{tunnel.APIPort, tunnel.ReplicationPort}
+	}
+	for _, port := range ports {
+		item.Ports = append(item.Ports, int32(port))
+	}
+	if !seen.Handshake.IsZero() {
+		item.LastHandshakeDateTime = awsapi.DateTime(seen.Handshake)
+	}
+	return item
+}
+
+// DeleteTunnelInvitation implements DeleteTunnelInvitationForMgn. The key is not
+// answered any more when it returns.
+func (c *Service) DeleteTunnelInvitation(ctx context.Context, in *formgn.DeleteTunnelInvitationForMgnRequest) (*formgn.DeleteTunnelInvitationForMgnResponse, error) {
+	if err := c.ready(ctx); err != nil {
+		return nil, err
+	}
+	err := c.db.update(ctx, func(tx *sql.Tx) error {
+		deleted, err := tx.ExecContext(ctx, `DELETE FROM tunnel_invitations WHERE tunnel_key = ? AND not_after > ?`, in.TunnelKey, stamp(c.now()))
+		if err != nil {
+			return err
+		}
+		if n, err := deleted.RowsAffected(); n > 0 || err != nil {
+			return err
+		}
+		return notFound("TunnelInvitation", in.TunnelKey)
+	})
+	if err == nil {
+		err = c.letIn(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.log.Info("invitation into the tunnel taken back", "key", in.TunnelKey)
+	return &formgn.DeleteTunnelInvitationForMgnResponse{}, nil
 }
 
 // leaving: the agent of an ended server, whose certificate was not revoked for

@@ -39,6 +39,17 @@ func (h *hub) SetPeers(peers []tunnel.Peer) error {
 	return nil
 }
 
+// Sights has been in touch with everybody.
+func (h *hub) Sights() map[tunnel.PublicKey]tunnel.Sight {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := map[tunnel.PublicKey]tunnel.Sight{}
+	for key := range h.peers {
+		all[key] = tunnel.Sight{Endpoint: "192.0.2.7:4711", Handshake: time.Unix(1700000000, 0), Received: 148, Sent: 92}
+	}
+	return all
+}
+
 func (h *hub) allows(key tunnel.PublicKey) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -206,6 +217,96 @@ func TestTunnel_Invitation(t *testing.T) {
 	w.must(w.letIn(t.Context()))
 	if h.allows(unused) != "" || h.allows(key) != "all" {
 		t.Error("an invitation counts after its time")
+	}
+}
+
+// TestTunnel_Describe: who may come is listed, in pages, and nobody else.
+func TestTunnel_Describe(t *testing.T) {
+	w, h := withTunnel(t)
+	list := func() map[string]formgn.TunnelPeer {
+		t.Helper()
+		all, in := map[string]formgn.TunnelPeer{}, &formgn.DescribeTunnelKeysForRehostRequest{MaxResults: p(int32(1))}
+		for {
+			out, err := w.DescribeTunnelKeys(t.Context(), in)
+			w.must(err)
+			if out.Tunnel.PublicKey != h.key.String() || len(out.Items) > 1 {
+				t.Errorf("answered %+v", out)
+			}
+			for _, item := range out.Items {
+				all[item.TunnelKey] = item
+			}
+			if out.NextToken == "" {
+				return all
+			}
+			in.NextToken = &out.NextToken
+		}
+	}
+	if all := list(); len(all) > 0 {
+		t.Errorf("before anybody: %+v", all)
+	}
+	id := w.register("m1")
+	key, invited := w.enter(Caller{ARN: installer}, id), tunnel.NewKey().Public()
+	_, err := w.CreateTunnelInvitation(t.Context(), &formgn.CreateTunnelInvitationForMgnRequest{TunnelKey: invited.String(), LifetimeSeconds: 3600})
+	w.must(err)
+	all := list()
+	if len(all) != 2 {
+		t.Errorf("listed %+v", all)
+	}
+	a := all[key.String()]
+	if a.Kind != formgn.TunnelPeerKindAgent || a.SourceServerID != id || a.Hostname == "" || a.Address != key.Address().String() || !slices.Equal(a.Ports, []int32{8443, 1500}) ||
+		a.Endpoint != "192.0.2.7:4711" || a.LastHandshakeDateTime != "2023-11-14T22:13:20.000000Z" || *a.ReceivedBytes != 148 || *a.SentBytes != 92 {
+		t.Errorf("the agent: %+v", a)
+	}
+	i := all[invited.String()]
+	if i.Kind != formgn.TunnelPeerKindInvitation || i.SourceServerID != "" || !slices.Equal(i.Ports, []int32{8443}) || parseStamp(i.NotAfter) != w.clock.Now().Add(time.Hour).UTC() {
+		t.Errorf("the invitation: %+v", i)
+	}
+
+	// An ended server's key is listed as long as it reaches something.
+	_, err = w.DisconnectFromService(t.Context(), &mgn.DisconnectFromServiceRequest{SourceServerID: id})
+	w.must(err)
+	if a := list()[key.String()]; !slices.Equal(a.Ports, []int32{8443}) {
+		t.Errorf("after the end: %+v", a)
+	}
+	w.clock.advance(25 * time.Hour)
+	if all := list(); len(all) > 0 {
+		t.Errorf("in the end: %+v", all)
+	}
+	w.opts.Tunnel = nil
+	if out, err := w.DescribeTunnelKeys(t.Context(), &formgn.DescribeTunnelKeysForRehostRequest{}); err != nil || out.Tunnel != nil || len(out.Items) > 0 {
+		t.Errorf("without a tunnel: %+v, %v", out, err)
+	}
+}
+
+// TestTunnel_TakenBack: an invitation that is taken back lets nobody in, and takes
+// nobody else with it.
+func TestTunnel_TakenBack(t *testing.T) {
+	w, h := withTunnel(t)
+	back, other := tunnel.NewKey().Public(), tunnel.NewKey().Public()
+	for _, key := range []tunnel.PublicKey{back, other} {
+		_, err := w.CreateTunnelInvitation(t.Context(), &formgn.CreateTunnelInvitationForMgnRequest{TunnelKey: key.String(), LifetimeSeconds: 3600})
+		w.must(err)
+	}
+	agent := w.enter(Caller{ARN: installer}, w.register("m1"))
+	take := func(key tunnel.PublicKey) error {
+		_, err := w.DeleteTunnelInvitation(t.Context(), &formgn.DeleteTunnelInvitationForMgnRequest{TunnelKey: key.String()})
+		return err
+	}
+	w.must(take(back))
+	if h.allows(back) != "" || h.allows(other) != "calls" || h.allows(agent) != "all" {
+		t.Errorf("taken back: %q, another: %q, an agent: %q", h.allows(back), h.allows(other), h.allows(agent))
+	}
+	for name, key := range map[string]tunnel.PublicKey{"twice": back, "an agent's key": agent, "nobody's key": tunnel.NewKey().Public()} {
+		if missing := new(mgn.ResourceNotFoundException); !errors.As(take(key), &missing) {
+			t.Errorf("%s is not refused", name)
+		}
+	}
+	w.clock.advance(2 * time.Hour)
+	if missing := new(mgn.ResourceNotFoundException); !errors.As(take(other), &missing) {
+		t.Error("an invitation that is over is taken back")
+	}
+	if h.allows(agent) != "all" {
+		t.Error("an agent's key went with an invitation")
 	}
 }
 

@@ -123,7 +123,7 @@ func (c *Client) Hub() PublicKey { return c.o.Hub }
 func (c *Client) Endpoint() string { return c.o.Endpoint }
 
 // Handshake is when the last one was; zero if there was none.
-func (c *Client) Handshake() time.Time { return c.end.sights()[c.o.Hub].handshake }
+func (c *Client) Handshake() time.Time { return c.end.sights()[c.o.Hub].Handshake }
 
 // find says where the hub is, if that has changed.
 func (c *Client) find(ctx context.Context) error {
@@ -162,7 +162,7 @@ func (c *Client) look(ctx context.Context) error {
 	if err != nil {
 		return &HandshakeError{Endpoint: c.o.Endpoint, Hub: c.o.Hub, Err: err}
 	}
-	now := c.end.sights()[c.o.Hub].endpoint
+	now := c.end.sights()[c.o.Hub].Endpoint
 	next := 0
 	for i, ip := range ips {
 		if endpoint(ip, port) == now {

@@ -126,15 +126,17 @@ func (e *end) look(see func(key, value string)) {
 	}
 }
 
-// A Peer's state, as WireGuard knows it.
-type sight struct {
-	endpoint  string    // where it was heard last, "" if never
-	handshake time.Time // of the last one; zero if there was none
+// A Sight is a peer as WireGuard has seen it since the end was opened, or the peer
+// let in.
+type Sight struct {
+	Endpoint       string    // where it was heard last, "" if never
+	Handshake      time.Time // of the last one; zero if there was none
+	Received, Sent int64     // bytes, of the UDP datagrams' contents
 }
 
 // sights are those of all peers.
-func (e *end) sights() map[PublicKey]sight {
-	all, of := map[PublicKey]sight{}, PublicKey{}
+func (e *end) sights() map[PublicKey]Sight {
+	all, of := map[PublicKey]Sight{}, PublicKey{}
 	e.look(func(key, value string) {
 		s := all[of]
 		switch key {
@@ -142,16 +144,20 @@ func (e *end) sights() map[PublicKey]sight {
 			var n device.NoisePublicKey
 			_ = n.FromHex(value) // of WireGuard itself
 			of = PublicKey(n)
-			s = sight{}
+			s = Sight{}
 		case "endpoint":
-			s.endpoint = value
+			s.Endpoint = value
+		case "rx_bytes":
+			s.Received, _ = strconv.ParseInt(value, 10, 64)
+		case "tx_bytes":
+			s.Sent, _ = strconv.ParseInt(value, 10, 64)
 		case "last_handshake_time_sec":
 			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
-				s.handshake = time.Unix(n, 0)
+				s.Handshake = time.Unix(n, 0)
 			}
 		case "last_handshake_time_nsec":
-			if n, err := strconv.ParseInt(value, 10, 64); err == nil && !s.handshake.IsZero() {
-				s.handshake = s.handshake.Add(time.Duration(n))
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && !s.Handshake.IsZero() {
+				s.Handshake = s.Handshake.Add(time.Duration(n))
 			}
 		}
 		if of != (PublicKey{}) {

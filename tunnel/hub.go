@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -111,12 +110,8 @@ func (h *Hub) SetPeers(peers []Peer) error {
 	return errors.Join(errs...)
 }
 
-// Peers are the keys of those who may come.
-func (h *Hub) Peers() []PublicKey {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Collect(maps.Keys(h.peers))
-}
+// Sights are what the hub has seen of those who may come.
+func (h *Hub) Sights() map[PublicKey]Sight { return h.end.sights() }
 
 // Listen listens on a TCP port of the hub's address inside. Close the listener
 // before the hub, or let the hub do it.

@@ -110,7 +110,7 @@ func TestClient_Roams(t *testing.T) {
 	})
 	data := dial(t, c, 1500)
 	echo(t, data, 1<<20, nil)
-	if seen := h.end.sights()[key.Public()].endpoint; !strings.HasPrefix(seen, "10.87.1.2:") {
+	if seen := h.Sights()[key.Public()].Endpoint; !strings.HasPrefix(seen, "10.87.1.2:") {
 		t.Fatalf("the hub sees the client at %s", seen)
 	}
 	echo(t, data, 4<<20, func(sent int) {
@@ -120,7 +120,7 @@ func TestClient_Roams(t *testing.T) {
 			n.ip("-n " + n.client + " route replace default via 10.87.1.1")
 		}
 	})
-	if seen := h.end.sights()[key.Public()].endpoint; !strings.HasPrefix(seen, "10.87.1.77:") {
+	if seen := h.Sights()[key.Public()].Endpoint; !strings.HasPrefix(seen, "10.87.1.77:") {
 		t.Errorf("after the move the hub sees the client at %s", seen)
 	}
 }

@@ -151,3 +151,19 @@ func (TrackingMethod) Values() []TrackingMethod {
 		TrackingMethodCompare,
 	}
 }
+
+// TunnelPeerKind is one of the values below; "" means absent.
+type TunnelPeerKind string
+
+const (
+	TunnelPeerKindAgent      TunnelPeerKind = "AGENT"
+	TunnelPeerKindInvitation TunnelPeerKind = "INVITATION"
+)
+
+// Values lists what the model allows.
+func (TunnelPeerKind) Values() []TunnelPeerKind {
+	return []TunnelPeerKind{
+		TunnelPeerKindAgent,
+		TunnelPeerKindInvitation,
+	}
+}

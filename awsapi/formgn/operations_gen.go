@@ -14,9 +14,11 @@ var Service = &awsapi.Service{
 	Operations: []*awsapi.Operation{
 		&CreateSessionForMgn.Operation,
 		&CreateTunnelInvitationForMgn.Operation,
+		&DeleteTunnelInvitationForMgn.Operation,
 		&DescribeAgentTasksForRehost.Operation,
 		&DescribeAgentsForRehost.Operation,
 		&DescribeReplicationServerAssociationsForMgn.Operation,
+		&DescribeTunnelKeysForRehost.Operation,
 		&DownloadSupportBundleForRehost.Operation,
 		&GetAgentCommandForMgn.Operation,
 		&GetAgentReplicationInfoForMgn.Operation,
@@ -61,6 +63,18 @@ var CreateTunnelInvitationForMgn = &awsapi.Op[CreateTunnelInvitationForMgnReques
 	HasBody:     true,
 }}
 
+// DeleteTunnelInvitationForMgn: Takes back an invitation that nobody has used.
+var DeleteTunnelInvitationForMgn = &awsapi.Op[DeleteTunnelInvitationForMgnRequest, DeleteTunnelInvitationForMgnResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "DeleteTunnelInvitationForMgn",
+	Method:      "POST",
+	URI:         "/DeleteTunnelInvitationForMgn",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	Idempotent:  true,
+	HasBody:     true,
+}}
+
 // DescribeAgentTasksForRehost: Lists the last tasks of a source server's agent, newest first.
 var DescribeAgentTasksForRehost = &awsapi.Op[DescribeAgentTasksForRehostRequest, DescribeAgentTasksForRehostResponse]{Operation: awsapi.Operation{
 	SigningName: "mgn",
@@ -95,6 +109,19 @@ var DescribeReplicationServerAssociationsForMgn = &awsapi.Op[DescribeReplication
 	Success:     200,
 	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
 	ReadOnly:    true,
+	HasBody:     true,
+}}
+
+// DescribeTunnelKeysForRehost: Lists the keys that may come through the tunnel: of agents and of invitations.
+var DescribeTunnelKeysForRehost = &awsapi.Op[DescribeTunnelKeysForRehostRequest, DescribeTunnelKeysForRehostResponse]{Operation: awsapi.Operation{
+	SigningName: "mgn",
+	Name:        "DescribeTunnelKeysForRehost",
+	Method:      "POST",
+	URI:         "/DescribeTunnelKeysForRehost",
+	Success:     200,
+	Errors:      []string{"UninitializedAccountException", "AccessDeniedException", "ResourceNotFoundException", "ValidationException", "ConflictException"},
+	ReadOnly:    true,
+	Paginated:   true,
 	HasBody:     true,
 }}
 

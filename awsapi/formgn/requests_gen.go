@@ -14,6 +14,11 @@ type CreateTunnelInvitationForMgnRequest struct {
 	TunnelKey       string `json:"tunnelKey"`       // required
 }
 
+// DeleteTunnelInvitationForMgnRequest is the input of [DeleteTunnelInvitationForMgn].
+type DeleteTunnelInvitationForMgnRequest struct {
+	TunnelKey string `json:"tunnelKey"` // required
+}
+
 // DescribeAgentTasksForRehostRequest is the input of [DescribeAgentTasksForRehost].
 type DescribeAgentTasksForRehostRequest struct {
 	SourceServerID string `json:"sourceServerID"` // required
@@ -33,6 +38,12 @@ type DescribeReplicationServerAssociationsForMgnRequest struct {
 	Revision      *int64  `json:"revision,omitempty"`
 	TrustDigest   *string `json:"trustDigest,omitempty"`
 	WaitSeconds   *int32  `json:"waitSeconds,omitempty"`
+}
+
+// DescribeTunnelKeysForRehostRequest is the input of [DescribeTunnelKeysForRehost].
+type DescribeTunnelKeysForRehostRequest struct {
+	MaxResults *int32  `json:"maxResults,omitempty"`
+	NextToken  *string `json:"nextToken,omitempty"`
 }
 
 // DownloadSupportBundleForRehostRequest is the input of [DownloadSupportBundleForRehost].

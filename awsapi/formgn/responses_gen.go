@@ -19,6 +19,10 @@ type CreateTunnelInvitationForMgnResponse struct {
 	Tunnel   *Tunnel `json:"tunnel,omitempty"` // required
 }
 
+// DeleteTunnelInvitationForMgnResponse is the output of [DeleteTunnelInvitationForMgn].
+type DeleteTunnelInvitationForMgnResponse struct {
+}
+
 // DescribeAgentTasksForRehostResponse is the output of [DescribeAgentTasksForRehost].
 type DescribeAgentTasksForRehostResponse struct {
 	Tasks []AgentTask `json:"tasks,omitzero"` // required
@@ -37,6 +41,13 @@ type DescribeReplicationServerAssociationsForMgnResponse struct {
 	Associations     []Association `json:"associations,omitzero"` // required
 	Revision         *int64        `json:"revision,omitempty"`
 	TrustBundle      string        `json:"trustBundle,omitempty"`
+}
+
+// DescribeTunnelKeysForRehostResponse is the output of [DescribeTunnelKeysForRehost].
+type DescribeTunnelKeysForRehostResponse struct {
+	Items     []TunnelPeer `json:"items,omitzero"` // required
+	NextToken string       `json:"nextToken,omitempty"`
+	Tunnel    *Tunnel      `json:"tunnel,omitempty"`
 }
 
 // DownloadSupportBundleForRehostResponse is the output of [DownloadSupportBundleForRehost].

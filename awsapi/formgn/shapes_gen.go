@@ -120,3 +120,18 @@ type Tunnel struct {
 	Endpoint  string `json:"endpoint"`  // required
 	PublicKey string `json:"publicKey"` // required
 }
+
+// TunnelPeer is a structure of the model.
+type TunnelPeer struct {
+	Address               string         `json:"address"` // required
+	Endpoint              string         `json:"endpoint,omitempty"`
+	Hostname              string         `json:"hostname,omitempty"`
+	Kind                  TunnelPeerKind `json:"kind"` // required
+	LastHandshakeDateTime string         `json:"lastHandshakeDateTime,omitempty"`
+	NotAfter              string         `json:"notAfter"`       // required
+	Ports                 []int32        `json:"ports,omitzero"` // required
+	ReceivedBytes         *int64         `json:"receivedBytes,omitempty"`
+	SentBytes             *int64         `json:"sentBytes,omitempty"`
+	SourceServerID        string         `json:"sourceServerID,omitempty"`
+	TunnelKey             string         `json:"tunnelKey"` // required
+}

@@ -42,6 +42,21 @@ func (v *CreateTunnelInvitationForMgnRequest) check(c *awsapi.Checker, at string
 }
 
 // Validate lists what the model does not allow, empty if all is well.
+func (v *DeleteTunnelInvitationForMgnRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *DeleteTunnelInvitationForMgnRequest) check(c *awsapi.Checker, at string) {
+	if v.TunnelKey == "" {
+		c.Missing(at + "tunnelKey")
+	} else {
+		c.Text(at+"tunnelKey", v.TunnelKey, &ruleTunnelKey)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
 func (v *DescribeAgentTasksForRehostRequest) Validate() []awsapi.FieldError {
 	var c awsapi.Checker
 	v.check(&c, "")
@@ -96,6 +111,22 @@ func (v *DescribeReplicationServerAssociationsForMgnRequest) check(c *awsapi.Che
 	}
 	if v.WaitSeconds != nil {
 		c.Range(at+"waitSeconds", float64(*v.WaitSeconds), 0, 20)
+	}
+}
+
+// Validate lists what the model does not allow, empty if all is well.
+func (v *DescribeTunnelKeysForRehostRequest) Validate() []awsapi.FieldError {
+	var c awsapi.Checker
+	v.check(&c, "")
+	return c.Errors()
+}
+
+func (v *DescribeTunnelKeysForRehostRequest) check(c *awsapi.Checker, at string) {
+	if v.MaxResults != nil {
+		c.Range(at+"maxResults", float64(*v.MaxResults), 1, 1000)
+	}
+	if v.NextToken != nil {
+		c.Text(at+"nextToken", *v.NextToken, &rulePageToken)
 	}
 }
 

@@ -86,14 +86,18 @@ func agentRow(a formgn.Agent, now time.Time) string {
 	for _, t := range a.OpenTasks {
 		tasks = append(tasks, fmt.Sprintf("%s %s", t.Kind, t.State))
 	}
-	row := []string{a.Hostname, a.SourceServerID, a.AgentVersion, a.LifeCycleState, string(a.ReplicationState), lag, seen, string(a.TrackingMethod), strings.Join(tasks, ", ")}
-	for i, text := range row {
+	return tableRow(a.Hostname, a.SourceServerID, a.AgentVersion, a.LifeCycleState, string(a.ReplicationState), lag, seen, string(a.TrackingMethod), strings.Join(tasks, ", "))
+}
+
+// tableRow is a line of a table. What is in it may be anybody's word.
+func tableRow(cells ...string) string {
+	for i, text := range cells {
 		if text = strings.Trim(fmt.Sprintf("%q", text), `"`); text == "" {
 			text = "-"
 		}
-		row[i] = text
+		cells[i] = text
 	}
-	return strings.Join(row, "\t")
+	return strings.Join(cells, "\t")
 }
 
 // AgentsSupportBundleCmd is `rehost agents support-bundle`.

@@ -26,7 +26,7 @@ type CLI struct {
 	Replicator ReplicatorCmd `cmd:"" help:"Run a replication server as a process of its own."`
 	Instance   InstanceCmd   `cmd:"" help:"Look at launched instances, or remove one while the service is stopped."`
 	CA         CACmd         `cmd:"" name:"ca" help:"Look at the certificate authority, replace it, or take certificates back; the service may be running."`
-	VPN        VPNCmd        `cmd:"" name:"vpn" help:"Let machines in that reach nothing of the service but its VPN."`
+	VPN        VPNCmd        `cmd:"" name:"vpn" help:"Let machines in that reach nothing of the service but its VPN, and see who may come."`
 	Keys       KeysCmd       `cmd:"" help:"List access keys, make one that can install agents, or replace the sealing key."`
 	Doctor     DoctorCmd     `cmd:"" help:"List what the running service lets others reach, and what of it is not as it should be."`
 	Agents     AgentsCmd     `cmd:"" help:"List the agents of a running service, or have one make a support bundle."`
@@ -124,6 +124,8 @@ var outcomes = []struct {
 	{errKeys, statusError, "aws iam update-access-key --status Inactive and aws iam delete-access-key end a key at once"},
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
 	{errExposed, statusError, "docs/guide/security.md says what each should be"},
+	{errNoVPN, statusNotFound, "start it with rehost serve --vpn"},
+	{errNotInvite, statusNotFound, "rehost vpn ls lists who may come; one that was used or is over opens nothing by itself"},
 	{errNotRunning, statusNotFound, "start it, or name its directory with --data; run this as root or as the user it runs as"},
 	{errNoBundle, statusError, "rehost agents ls says when the agent was last seen; on the source server, rehost-agent support-bundle makes one without the service"},
 	{errStillNeeded, statusError, "nothing was taken away; rehost ca export-root has moved a key that --root-key FILE names"},

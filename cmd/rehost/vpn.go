@@ -107,15 +107,26 @@ func (v *vpn) carry(ctx context.Context, to func() string, log *slog.Logger) {
 
 // VPNCmd is `rehost vpn`.
 type VPNCmd struct {
-	Data   string       `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
+	Data        string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
+	EndpointURL string `help:"Where the running service is reached; by default the directory says it." placeholder:"URL"`
+	Region      string `help:"Region of the service." default:"us-east-1"`
+
 	Invite VPNInviteCmd `cmd:"" help:"Print what a machine needs to be installed through the VPN, when nothing else of the service is open to it; beside a running service."`
+	Ls     VPNLsCmd     `cmd:"" help:"List who may come through the VPN, agents and invitations, and when each was heard last."`
+	Revoke VPNRevokeCmd `cmd:"" help:"Take back an invitation that nobody has used."`
+}
+
+func (c *VPNCmd) open() (*awsapi.Client, error) {
+	client, err := besideMGN(c.Data, c.EndpointURL, c.Region)
+	if err != nil {
+		return nil, fmt.Errorf("the service that runs in %s would have to be asked: %w", c.Data, err)
+	}
+	return client, nil
 }
 
 // VPNInviteCmd is `rehost vpn invite`.
 type VPNInviteCmd struct {
-	Expires     time.Duration `help:"How long the invitation counts." default:"24h"`
-	Region      string        `help:"Region of the service." default:"us-east-1"`
-	EndpointURL string        `help:"Where the running service is reached; by default the directory says it." placeholder:"URL"`
+	Expires time.Duration `help:"How long the invitation counts." default:"24h"`
 }
 
 // Help implements [kong.HelpProvider].
@@ -125,7 +136,7 @@ func (c *VPNInviteCmd) Help() string {
     rehost vpn invite > invitation
     rehost-agent install --vpn-invitation invitation ...
 
-Who has it can reach the API through the VPN, and nothing else, until an agent was installed with it or its time is over; an access key is needed all the same. The service keeps the public half only. It is asked by its API, as who is named by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE and AWS_SHARED_CREDENTIALS_FILE, or else as the administrator whose key is in the directory.`
+Who has it can reach the API through the VPN, and nothing else, until an agent was installed with it or its time is over; an access key is needed all the same. rehost vpn ls lists the invitations that count, and rehost vpn revoke takes one back. The service keeps the public half only. It is asked by its API, as who is named by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE and AWS_SHARED_CREDENTIALS_FILE, or else as the administrator whose key is in the directory.`
 }
 
 // Run prints an invitation. Its private key is nowhere else.
@@ -133,9 +144,9 @@ func (c *VPNInviteCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
 	if c.Expires < time.Minute || c.Expires > 30*24*time.Hour {
 		return fmt.Errorf("%w: --expires must be between a minute and 30 days", errUsage)
 	}
-	client, err := besideMGN(cli.VPN.Data, c.EndpointURL, c.Region)
+	client, err := cli.VPN.open()
 	if err != nil {
-		return fmt.Errorf("the service that runs in %s would have to be asked: %w", cli.VPN.Data, err)
+		return err
 	}
 	defer client.Close()
 	key := tunnel.NewKey()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -41,16 +42,39 @@ func through(c *tunnel.Client) func(context.Context, string, string) (net.Conn, 
 	return func(ctx context.Context, _, _ string) (net.Conn, error) { return c.Dial(ctx, tunnel.APIPort) }
 }
 
+// vpn runs rehost vpn and returns what it says, and how it ended.
+func (r *running) vpn(args ...string) (out string, code int) {
+	r.t.Helper()
+	var text bytes.Buffer
+	code = Run(r.t.Context(), append([]string{"vpn", "--data", r.data}, args...), &text, &text)
+	return text.String(), code
+}
+
 // invite runs rehost vpn invite.
 func (r *running) invite() tunnel.Invitation {
 	r.t.Helper()
-	var out, trouble bytes.Buffer
-	if code := Run(r.t.Context(), []string{"vpn", "--data", r.data, "invite", "--expires", "1h"}, &out, &trouble); code != statusDone {
-		r.t.Fatalf("vpn invite ended with %d: %s", code, &trouble)
+	out, code := r.vpn("invite", "--expires", "1h")
+	if code != statusDone {
+		r.t.Fatalf("vpn invite ended with %d: %s", code, out)
 	}
-	i, err := tunnel.ParseInvitation(out.String())
+	i, err := tunnel.ParseInvitation(out)
 	r.must(err)
 	return i
+}
+
+// listed is the line of rehost vpn ls that has a key, as its cells.
+func (r *running) listed(key tunnel.PublicKey) []string {
+	r.t.Helper()
+	out, code := r.vpn("ls")
+	if code != statusDone {
+		r.t.Fatalf("vpn ls ended with %d: %s", code, out)
+	}
+	for line := range strings.Lines(out) {
+		if cells := strings.Fields(line); slices.Contains(cells, key.String()) {
+			return cells
+		}
+	}
+	return nil
 }
 
 // TestVPN: with nothing but the UDP port, a machine is installed, replicates, and
@@ -87,6 +111,30 @@ func TestVPN(t *testing.T) {
 		t.Errorf("an invitation reaches port 1500: %v", err)
 	}
 
+	// It is listed, and so is another, until that is taken back.
+	unused := r.invite()
+	for _, i := range []tunnel.Invitation{invitation, unused} {
+		if line := r.listed(i.Key.Public()); len(line) < 5 || line[0] != "invitation" || line[2] != i.Key.Public().Address().String() || line[4] != "8443" {
+			t.Errorf("an invitation is listed as %q", line)
+		}
+	}
+	if line := strings.Join(r.listed(unused.Key.Public()), " "); !strings.Contains(line, " never 0 0 -") {
+		t.Errorf("an invitation that nobody has used is listed as %q", line)
+	}
+	if out, code := r.vpn("revoke", unused.Key.Public().Address().String()); code != statusDone || !strings.Contains(out, "opens nothing any more") {
+		t.Errorf("vpn revoke ended with %d: %s", code, out)
+	}
+	if out, code := r.vpn("revoke", unused.Key.Public().String()); code != statusNotFound || !strings.Contains(out, "hint: rehost vpn ls") {
+		t.Errorf("vpn revoke again ended with %d: %s", code, out)
+	}
+	taken := r.tunnel(tunnel.ClientOptions{Key: unused.Key, Hub: unused.Hub, Endpoint: unused.Endpoint})
+	if c, err := taken.Dial(ctx, tunnel.APIPort); !errors.As(err, new(*tunnel.HandshakeError)) {
+		t.Errorf("an invitation that was taken back: %v, %v", c, err)
+	}
+	if line := r.listed(unused.Key.Public()); line != nil {
+		t.Errorf("an invitation that was taken back is listed: %q", line)
+	}
+
 	// Installed through it, the agent has a key of its own.
 	a := &agent{running: r}
 	registered, err := awsapi.Call(ctx, installer, formgn.RegisterAgentForMgn, registration("machine-a"))
@@ -112,6 +160,17 @@ func TestVPN(t *testing.T) {
 	defer s.Close()
 	a.commit(s, 'a')
 	r.until("a first point", func() bool { return r.describe(a.id).LifeCycle.State == "READY_FOR_TEST" })
+
+	// It is listed as what it is, and not to be mistaken for an invitation.
+	if line := r.listed(own.PublicKey); len(line) < 11 || line[0] != a.id || line[4] != "8443,1500" || line[7] != "ago" || line[8] == "0" || !strings.HasPrefix(line[10], "127.0.0.1:") {
+		t.Errorf("the agent is listed as %q", line)
+	}
+	if out, code := r.vpn("revoke", own.String()); code != statusNotFound || !strings.Contains(out, "disconnect-from-service") {
+		t.Errorf("vpn revoke of an agent ended with %d: %s", code, out)
+	}
+	if out, code := r.vpn("ls", "--json"); code != statusDone || !strings.Contains(out, `"sourceServerID":"`+a.id+`"`) || strings.Contains(out, invitation.Key.Secret()) {
+		t.Errorf("vpn ls --json ended with %d: %s", code, out)
+	}
 
 	// The audit log knows who came that way.
 	files, err := audit.Files(filepath.Join(data, auditDir))
@@ -211,6 +270,7 @@ func TestVPN_WrongUse(t *testing.T) {
 	}{
 		"no port":          {[]string{"serve", "--data", data, "--vpn", "rehost.example.com"}, "--vpn rehost.example.com"},
 		"nobody runs":      {[]string{"vpn", "--data", data, "invite"}, "where the service is reached"},
+		"nobody to list":   {[]string{"vpn", "--data", data, "ls"}, "would have to be asked"},
 		"for a moment":     {[]string{"vpn", "--data", data, "invite", "--expires", "1s"}, "between a minute and 30 days"},
 		"port of somebody": {[]string{"serve", "--data", data, "--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0", "--vpn", ":" + taken(t)}, "address already in use"},
 	} {
