@@ -230,6 +230,9 @@ func (c *Service) DescribeTunnelKeys(ctx context.Context, in *formgn.DescribeTun
 	if c.opts.Tunnel == nil {
 		return out, nil
 	}
+	if err := c.letIn(ctx); err != nil { // what time has ended is in force with being told
+		return nil, fmt.Errorf("list tunnel keys: %w", err)
+	}
 	places, err := c.tunnelPlaces(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list tunnel keys: %w", err)

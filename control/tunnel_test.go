@@ -22,6 +22,7 @@ type hub struct {
 
 	mu    sync.Mutex
 	peers map[tunnel.PublicKey]string // what each may do
+	told  int                         // how often
 }
 
 func (h *hub) Key() tunnel.PublicKey { return h.key }
@@ -29,6 +30,7 @@ func (h *hub) Key() tunnel.PublicKey { return h.key }
 func (h *hub) SetPeers(peers []tunnel.Peer) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.told++
 	h.peers = map[tunnel.PublicKey]string{}
 	for _, p := range peers {
 		h.peers[p.Key] = "all"
@@ -48,6 +50,13 @@ func (h *hub) Sights() map[tunnel.PublicKey]tunnel.Sight {
 		all[key] = tunnel.Sight{Endpoint: "192.0.2.7:4711", Handshake: time.Unix(1700000000, 0), Received: 148, Sent: 92}
 	}
 	return all
+}
+
+// times is how often it was told who may come.
+func (h *hub) times() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.told
 }
 
 func (h *hub) allows(key tunnel.PublicKey) string {
@@ -170,10 +179,16 @@ func TestTunnel_AtOnce(t *testing.T) {
 	w, h := withTunnel(t)
 	id := w.register("m1")
 	key := w.enter(Caller{ARN: installer}, id)
+	before := h.times()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); w.tendTunnel(ctx) }()
 	defer func() { cancel(); <-done }()
+	for end := time.Now().Add(time.Minute); h.times() == before; time.Sleep(time.Millisecond) { // its first look is not what is to be seen
+		if time.Now().After(end) {
+			t.Fatal("nobody looks who may come")
+		}
+	}
 	_, err := w.DisconnectFromService(t.Context(), &mgn.DisconnectFromServiceRequest{SourceServerID: id})
 	w.must(err)
 	// No more than tunnelLook, or looking every so often would do as well.
@@ -269,8 +284,8 @@ func TestTunnel_Describe(t *testing.T) {
 		t.Errorf("after the end: %+v", a)
 	}
 	w.clock.advance(25 * time.Hour)
-	if all := list(); len(all) > 0 {
-		t.Errorf("in the end: %+v", all)
+	if all := list(); len(all) > 0 || h.allows(key) != "" || h.allows(invited) != "" {
+		t.Errorf("in the end: %+v are listed, %q and %q allowed", all, h.allows(key), h.allows(invited))
 	}
 	w.opts.Tunnel = nil
 	if out, err := w.DescribeTunnelKeys(t.Context(), &formgn.DescribeTunnelKeysForRehostRequest{}); err != nil || out.Tunnel != nil || len(out.Items) > 0 {

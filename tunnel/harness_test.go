@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"rehost/internal/fault"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -20,7 +22,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var quiet = slog.New(slog.DiscardHandler)
 
 // patience is for what has to happen, on a machine that has much else to do.
-const patience = 2 * time.Minute
+var patience = 2 * time.Minute
+
+func init() {
+	if fault.IsMutant() {
+		patience = 20 * time.Second
+	}
+}
 
 // newHub opens a hub on a free port that lets those in.
 func newHub(t testing.TB, peers ...Peer) *Hub {

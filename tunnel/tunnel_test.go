@@ -1,17 +1,23 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 func TestKey(t *testing.T) {
@@ -131,6 +137,38 @@ func TestHub_Replay(t *testing.T) {
 	if after := h.Sights()[key.Public()]; after.Endpoint != before.Endpoint || after.Handshake != before.Handshake {
 		t.Errorf("after a replay the hub sees %v, before %v", after, before)
 	}
+}
+
+// TestHub_Address: who is let in can be at no address but that of his key, not even
+// at one of somebody who is let in, too.
+func TestHub_Address(t *testing.T) {
+	thief, victim := NewKey(), NewKey()
+	h := newHub(t, Peer{Key: thief.Public()}, Peer{Key: victim.Public()})
+	answer(t, h, 1500)
+	c := newClient(t, thief, h.Key(), loopback(h))
+	echo(t, dial(t, c, 1500), 1<<10, nil) // there is a session
+	echo(t, dial(t, newClient(t, victim, h.Key(), loopback(h)), 1500), 1<<10, nil)
+	for name, address := range map[string]netip.Addr{"of another": victim.Public().Address(), "of the hub": h.Key().Address(), "of nobody": netip.MustParseAddr("fd00::1")} {
+		from := tcpip.AddrFrom16(address.As16())
+		if err := c.end.stack.AddProtocolAddress(nic, tcpip.ProtocolAddress{Protocol: ipv6.ProtocolNumber, AddressWithPrefix: from.WithPrefix()}, stack.AddressProperties{}); err != nil {
+			t.Fatal(err)
+		}
+		sent := h.Sights()[thief.Public()].Received
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		conn, err := gonet.DialTCPWithBind(ctx, c.end.stack, tcpip.FullAddress{NIC: nic, Addr: from}, at(h.Key().Address(), 1500), ipv6.ProtocolNumber)
+		cancel()
+		if err == nil {
+			conn.Close()
+			t.Errorf("somebody is at the address %s", name)
+		}
+		if h.Sights()[thief.Public()].Received == sent && address != h.Key().Address() { // which a stack does not send to itself
+			t.Errorf("nothing was sent from the address %s", name)
+		}
+		if err := c.end.stack.RemoveAddress(nic, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	echo(t, dial(t, c, 1500), 1<<10, nil)
 }
 
 // TestHub_SetPeers: who may come changes at once, in both directions.
