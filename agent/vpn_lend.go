@@ -82,6 +82,7 @@ func (a *agent) lend(ctx context.Context) {
 	}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	defer l.Close() // which has removed the socket when it returns, whoever was first
 	var all sync.WaitGroup
 	defer all.Wait()
 	places := make(chan struct{}, lentMost)

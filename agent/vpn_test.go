@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"rehost/awsapi/formgn"
+	"rehost/internal/fault"
 	"rehost/release"
 	"rehost/tunnel"
 )
@@ -233,6 +234,9 @@ func TestVPN_Beside(t *testing.T) {
 	if now := sessions(); now != before {
 		t.Errorf("the agent had to begin %d sessions anew", now-before)
 	}
+	if t.Failed() {
+		return // what follows takes long
+	}
 
 	// The other Endpoint is what a person asks about, and not the VPN.
 	other := options
@@ -265,6 +269,21 @@ func TestVPN_Beside(t *testing.T) {
 		t.Error(err)
 	}
 	Diagnose(t.Context(), options).want(t, Fails, "VPN", "nothing listens there")
+}
+
+// TestMutants_VPN: a command that goes another way, or an agent that lends more, is found out.
+func TestMutants_VPN(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package several times")
+	}
+	t.Parallel() // with the worlds of other tests
+	for name, m := range map[string]fault.Mutant{
+		"UsesTheAgentsKey": {File: "vpn_lend.go", From: "if dir.running() != 0 {", To: "if false {", Tests: "TestVPN_Beside$"},
+		"PastTheVPN":       {File: "upgrade.go", From: "t.Proxy, t.DialContext = nil, d.way.dialService", To: "t.Proxy = nil", Tests: "TestVPN_Beside$"},
+		"LendsAnyPort":     {File: "vpn_lend.go", From: "q.Port != tunnel.APIPort && q.Port != tunnel.ReplicationPort", To: "q.Port == 0", Tests: "TestVPN_Lend$"},
+	} {
+		t.Run(name, func(t *testing.T) { fault.Caught(t, m) })
+	}
 }
 
 // TestVPN_Program: the agent as it is shipped, which is shut in and not root, lends its
@@ -339,18 +358,18 @@ func TestVPN_Lend(t *testing.T) {
 		c.SetDeadline(time.Now().Add(time.Minute))
 		return c
 	}
-	for name, question := range map[string]string{
-		"another port":    `{"version":1,"port":22}`,
-		"another version": `{"version":2,"port":8443}`,
-		"something more":  `{"version":1,"port":8443,"host":"192.0.2.1"}`,
-		"not the format":  "GET / HTTP/1.1",
-		"very long":       strings.Repeat(" ", 2*lendLine),
+	for name, test := range map[string]struct{ question, want string }{
+		"another port":    {`{"version":1,"port":22}`, "port 22 is none of the service's"},
+		"another version": {`{"version":2,"port":8443}`, "version 2 of the question is not known"},
+		"something more":  {`{"version":1,"port":8443,"host":"192.0.2.1"}`, `unknown field "host"`},
+		"not the format":  {"GET / HTTP/1.1", "invalid character"},
+		"very long":       {strings.Repeat(" ", lendLine+1), "too long"},
 	} {
 		c := connect()
-		go fmt.Fprintln(c, question)
+		fmt.Fprintln(c, test.question)
 		var answer lendAnswer
-		if err := receiveLine(c, &answer); err == nil && (answer.Error == "" || answer.Silent) {
-			t.Errorf("%s: %+v", name, answer)
+		if err := receiveLine(c, &answer); err != nil && name != "very long" || err == nil && !strings.Contains(answer.Error, test.want) { // what is left unread resets it
+			t.Errorf("%s: %+v, %v", name, answer, err)
 		}
 		if n, err := c.Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
 			t.Errorf("%s: it goes on: %d, %v", name, n, err)
