@@ -76,26 +76,31 @@ func in(ns, program string, args ...string) []string {
 	return append([]string{"netns", "exec", ns, program}, args...)
 }
 
+// enter does something in a namespace: sockets that are made then are its.
+func enter(ns string, do func() error) error {
+	done := make(chan error)
+	go func() { // a thread of its own, which ends with the goroutine, since it is never unlocked
+		runtime.LockOSThread()
+		f, err := os.Open(filepath.Join("/run/netns", ns))
+		if err == nil {
+			defer f.Close()
+			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			err = do()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
 // dialer connects from a namespace.
 func dialer(ns string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (c net.Conn, err error) {
-		done := make(chan struct{})
-		go func() { // a thread of its own, which ends with the goroutine, since it is never unlocked
-			defer close(done)
-			runtime.LockOSThread()
-			f, failed := os.Open(filepath.Join("/run/netns", ns))
-			if failed == nil {
-				defer f.Close()
-				failed = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
-			}
-			if failed != nil {
-				err = failed
-				return
-			}
-			d := net.Dialer{Timeout: 3 * time.Second}
-			c, err = d.DialContext(ctx, network, address)
-		}()
-		<-done
+		err = enter(ns, func() (err error) {
+			c, err = (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, network, address)
+			return err
+		})
 		return c, err
 	}
 }
