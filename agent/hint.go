@@ -42,7 +42,7 @@ func Hint(err error) string {
 	case errors.As(err, &unanswered) && unanswered.Err != nil:
 		return "the address of the service's VPN is not to be found: check this machine's DNS, and what the service was started with (rehost serve --vpn)"
 	case errors.As(err, &unanswered):
-		return "let this machine send UDP to " + unanswered.Endpoint + " and get answers; if it may, the service does not know its key: an invitation that was used or is over (rehost vpn invite makes another), an agent that was taken out, or off for longer than its certificate lasts (install again)"
+		return "let this machine send UDP to " + unanswered.Endpoint + " and get answers; if it may, the service does not know its key: an invitation that was used, taken back or is over (rehost vpn invite makes another), an agent that was taken out, or off for longer than its certificate lasts (install again)"
 	case errors.Is(err, tunnel.ErrInvitation):
 		return "rehost vpn invite, where the service is, prints one: give the file as it is"
 	case errors.Is(err, errNoVPN):

@@ -160,7 +160,7 @@ func TestVPN_BadInput(t *testing.T) {
 		} {
 			both.Go(func() {
 				out, err := run(state, invitation)
-				if err == nil || !strings.Contains(out, "no handshake with "+vpnAt+": wrong key or UDP blocked") || !strings.Contains(out, "an invitation that was used or is over (rehost vpn invite makes another)") {
+				if err == nil || !strings.Contains(out, "no handshake with "+vpnAt+": wrong key or UDP blocked") || !strings.Contains(out, "an invitation that was used, taken back or is over (rehost vpn invite makes another)") {
 					t.Errorf("%s: %s: %v: %s", name, command, err, out)
 				}
 			})
