@@ -59,10 +59,61 @@ func namedGroup(ctx context.Context, q querier, name string) (id string, err err
 	return found[0].ID, nil
 }
 
-// replicationReach are the addresses that may reach a replication server, which
-// serves these source servers.
-func (c *Service) replicationReach(ctx context.Context, q querier, replicatorID string, servers []*server) ([]netip.Prefix, error) {
-	defaultID, err := namedGroup(ctx, q, DefaultGroup)
+// A Permission is a rule of a security group that counts for a port, with whom it
+// lets in at the moment.
+type Permission struct {
+	Rule      string         `json:"rule"` // its id
+	Group     string         `json:"group"`
+	GroupName string         `json:"groupName"`
+	Source    string         `json:"source"`    // a CIDR, or the id of a group or a prefix list
+	Addresses []netip.Prefix `json:"addresses"` // that the source stands for: none lets nobody in
+}
+
+// A Reach is who may reach the ports of a service, by its security groups.
+type Reach struct{ API, Replication []Permission }
+
+// Reach reads from the database of a service, which may be running, what that goes
+// by: lists are its prefix lists, apiPort is where it listens, and the replication
+// server is named by its id.
+func (db *Database) Reach(ctx context.Context, lists []PrefixList, apiPort int, replicatorID string) (r Reach, err error) {
+	known, err := loadReplicators(ctx, db.reader)
+	if err != nil {
+		return r, err
+	}
+	gauge, err := loadGauge(ctx, db.reader)
+	if err != nil {
+		return r, err
+	}
+	servers, err := serversOf(ctx, db.reader, replicatorID)
+	if err != nil {
+		return r, err
+	}
+	rules := ruling{db.reader, lists, gauge}
+	if r.API, err = rules.api(ctx, apiPort); err != nil {
+		return r, err
+	}
+	r.Replication, err = rules.replication(ctx, known.address[replicatorID], servers)
+	return r, err
+}
+
+// serversOf are the source servers that a replication server serves or has served.
+func serversOf(ctx context.Context, q querier, replicatorID string) ([]*server, error) {
+	return documents[*server](ctx, q, `SELECT document FROM source_servers WHERE replicator_id = ? ORDER BY id`, replicatorID)
+}
+
+// A ruling reads what is needed to say whom security groups let in.
+type ruling struct {
+	querier
+	lists []PrefixList
+	gauge *gauge // where agents call from
+}
+
+func (c *Service) ruling() ruling { return ruling{c.db.reader, c.prefixLists(), c.gauge} }
+
+// replication is who may reach a replication server, which says that it is reached
+// at an address and serves these source servers.
+func (r ruling) replication(ctx context.Context, address string, servers []*server) ([]Permission, error) {
+	defaultID, err := namedGroup(ctx, r, DefaultGroup)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +126,7 @@ func (c *Service) replicationReach(ctx context.Context, q querier, replicatorID 
 		}
 	}
 	if !served {
-		t, err := newest[mgn.ReplicationConfigurationTemplate](ctx, q, "rct")
+		t, err := newest[mgn.ReplicationConfigurationTemplate](ctx, r, "rct")
 		switch {
 		case errors.Is(err, errNoTemplate):
 			groups = []string{defaultID}
@@ -86,13 +137,26 @@ func (c *Service) replicationReach(ctx context.Context, q querier, replicatorID 
 		}
 	}
 	ports := []int32{replicationPort}
-	if _, port, err := net.SplitHostPort(c.ReplicatorAddress(replicatorID)); err == nil {
+	if _, port, err := net.SplitHostPort(address); err == nil {
 		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
 			ports = append(ports, int32(n))
 		}
 	}
 	slices.Sort(groups)
-	return c.allowedBy(ctx, q, slices.Compact(groups), ports)
+	return r.permissions(ctx, slices.Compact(groups), ports)
+}
+
+// api is who may reach the API, which listens on a port.
+func (r ruling) api(ctx context.Context, port int) ([]Permission, error) {
+	id, err := namedGroup(ctx, r, APIGroup)
+	if err != nil {
+		return nil, err
+	}
+	ports := []int32{apiPort}
+	if port > 0 {
+		ports = append(ports, int32(port))
+	}
+	return r.permissions(ctx, []string{id}, ports)
 }
 
 // APIReach waits until there may be something newer than revision, or ctx ends,
@@ -101,67 +165,79 @@ func (c *Service) replicationReach(ctx context.Context, q querier, replicatorID 
 func (c *Service) APIReach(ctx context.Context, revision int64) (allowed []netip.Prefix, newer int64, err error) {
 	c.changes.wait(ctx, revision)
 	newer = c.changes.now() // before what it is of
-	id, err := namedGroup(ctx, c.db.reader, APIGroup)
-	if err == nil {
-		ports := []int32{apiPort}
-		if c.opts.APIPort > 0 {
-			ports = append(ports, int32(c.opts.APIPort))
-		}
-		allowed, err = c.allowedBy(ctx, c.db.reader, []string{id}, ports)
-	}
+	permissions, err := c.ruling().api(ctx, c.opts.APIPort)
 	if err != nil {
 		return nil, revision, fmt.Errorf("read who may reach the API: %w", err)
 	}
-	return allowed, newer, nil
+	return addressesOf(permissions), newer, nil
 }
 
-// allowedBy are the addresses that the groups' rules for any of the ports allow.
-func (c *Service) allowedBy(ctx context.Context, q querier, groups []string, ports []int32) (out []netip.Prefix, err error) {
+func addressesOf(permissions []Permission) (out []netip.Prefix) {
+	for _, p := range permissions {
+		out = append(out, p.Addresses...)
+	}
+	return out
+}
+
+// permissions are the groups' rules for any of the ports.
+func (r ruling) permissions(ctx context.Context, groups []string, ports []int32) (out []Permission, err error) {
 	var members map[string][]netip.Prefix // found out where a rule asks for it
 	for _, id := range groups {
-		rules, err := rulesWhere(ctx, q, "group_id = ? AND egress = 0", id)
+		found, err := groupsWhere(ctx, r, "id = ?", id)
 		if err != nil {
 			return nil, err
 		}
-		for _, r := range rules {
-			if !slices.ContainsFunc(ports, r.covers) {
+		if len(found) == 0 {
+			continue // which allows nobody
+		}
+		rules, err := rulesWhere(ctx, r, "group_id = ? AND egress = 0", id)
+		if err != nil {
+			return nil, err
+		}
+		for _, rule := range rules {
+			if !slices.ContainsFunc(ports, rule.covers) {
 				continue
 			}
-			switch r.kind() {
+			p := Permission{Rule: rule.ID, Group: id, GroupName: found[0].Name, Source: rule.Source, Addresses: []netip.Prefix{}}
+			switch rule.kind() {
 			case sourceGroup:
 				if members == nil {
-					if members, err = c.groupMembers(ctx, q); err != nil {
+					if members, err = r.members(ctx); err != nil {
 						return nil, err
 					}
 				}
-				out = append(out, members[r.Source]...)
+				p.Addresses = append(p.Addresses, members[rule.Source]...)
 			case sourceList:
-				l, _ := c.prefixList(r.Source)
-				for _, e := range l.Entries {
-					out = append(out, e.Prefix)
+				for _, l := range r.lists {
+					for _, e := range l.Entries {
+						if l.ID == rule.Source {
+							p.Addresses = append(p.Addresses, e.Prefix)
+						}
+					}
 				}
 			default:
-				p, err := netip.ParsePrefix(r.Source)
+				prefix, err := netip.ParsePrefix(rule.Source)
 				if err != nil {
-					return nil, fmt.Errorf("rule %s: %w", r.ID, err)
+					return nil, fmt.Errorf("rule %s: %w", rule.ID, err)
 				}
-				out = append(out, p)
+				p.Addresses = append(p.Addresses, prefix)
 			}
+			out = append(out, p)
 		}
 	}
 	return out, nil
 }
 
-// groupMembers are the addresses of the members of all groups.
-func (c *Service) groupMembers(ctx context.Context, q querier) (map[string][]netip.Prefix, error) {
-	defaultID, err := namedGroup(ctx, q, DefaultGroup)
+// members are the addresses of the members of all groups.
+func (r ruling) members(ctx context.Context) (map[string][]netip.Prefix, error) {
+	defaultID, err := namedGroup(ctx, r, DefaultGroup)
 	if err != nil {
 		return nil, err
 	}
-	servers, err := documents[*server](ctx, q, `SELECT document FROM source_servers`)
+	servers, err := documents[*server](ctx, r, `SELECT document FROM source_servers`)
 	out := map[string][]netip.Prefix{}
 	for _, s := range servers {
-		a, err := netip.ParseAddr(c.gauge.get(s.ID).From)
+		a, err := netip.ParseAddr(r.gauge.get(s.ID).From)
 		if err != nil || s.ended() {
 			continue
 		}

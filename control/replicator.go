@@ -90,7 +90,7 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 		cancel()
 	}
 	revision := c.changes.now() // before what it is of
-	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE replicator_id = ? ORDER BY id`, in.ReplicatorID)
+	servers, err := serversOf(ctx, c.db.reader, in.ReplicatorID)
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +98,11 @@ func (c *Service) DescribeReplicationServerAssociations(ctx context.Context, in 
 		awsapi.Routine(ctx)
 	}
 	out := &formgn.DescribeReplicationServerAssociationsForMgnResponse{Revision: &revision, Associations: []formgn.Association{}, TrustBundle: c.trustBundle(in.TrustDigest)}
-	allowed, err := c.replicationReach(ctx, c.db.reader, in.ReplicatorID, servers)
+	allowed, err := c.ruling().replication(ctx, c.ReplicatorAddress(in.ReplicatorID), servers)
 	if err != nil {
 		return nil, err
 	}
-	texts, digest := reachDigest(allowed)
+	texts, digest := reachDigest(addressesOf(allowed))
 	if out.AllowedDigest = digest; digest != deref(in.AllowedDigest) {
 		out.AllowedAddresses = texts
 	}

@@ -22,9 +22,14 @@ import (
 //
 //   - What listens beyond this machine speaks TLS: 1.2 with ephemeral keys and
 //     AEAD, or 1.3.
+//   - A security group guards it, or the keys of the VPN.
 //   - Its certificate is in its time, for a week at least.
 //   - Keys end by themselves, or are replaced and used.
 //   - Nobody else reads secrets, or writes where they are.
+//
+// A port that its groups open to everyone is warned of and no fault: so MGN opens 1500
+// itself, and so does a new service with both, as one that nobody reaches replicates
+// nothing. Where that is not to be, --strict makes it a fault.
 
 var (
 	errExposed    = errors.New("more can be reached, or by weaker means, than should be")
@@ -36,6 +41,7 @@ var (
 type DoctorCmd struct {
 	Data     string `help:"Directory of the service." default:"/var/lib/rehost" placeholder:"DIR"`
 	Exposure bool   `help:"Everything that can be reached: ports, TLS, certificates, keys, files." required:""`
+	Strict   bool   `help:"What is only warned of is a fault, too: ports that are open to everyone."`
 	JSON     bool   `help:"As JSON."`
 }
 
@@ -48,14 +54,16 @@ type exposure struct {
 
 // An exposedPort is one that a process of the service listens on.
 type exposedPort struct {
-	Address string      `json:"address"` // host:port
-	Network string      `json:"network"` // tcp, udp
-	PID     int         `json:"pid"`
-	Program string      `json:"program"`
-	Purpose string      `json:"purpose"`
-	Reach   string      `json:"reach"` // who can connect
-	TLS     *offeredTLS `json:"tls,omitempty"`
-	Faults  []string    `json:"faults,omitempty"`
+	Address  string      `json:"address"` // host:port
+	Network  string      `json:"network"` // tcp, udp
+	PID      int         `json:"pid"`
+	Program  string      `json:"program"`
+	Purpose  string      `json:"purpose"`
+	Reach    string      `json:"reach"` // who can get as far as the socket
+	Guard    *portGuard  `json:"guard,omitempty"`
+	TLS      *offeredTLS `json:"tls,omitempty"`
+	Faults   []string    `json:"faults,omitempty"`
+	Warnings []string    `json:"warnings,omitempty"`
 }
 
 // An exposedFile is one that is worth something.
@@ -92,14 +100,21 @@ func (c *DoctorCmd) Run(ctx context.Context, out io.Writer) error {
 	} else {
 		err = e.print(out)
 	}
-	if err == nil && e.faults() > 0 {
-		err = fmt.Errorf("%w: %d findings", errExposed, e.faults())
+	findings := e.faults()
+	if c.Strict {
+		findings += e.warnings()
+	}
+	if err == nil && findings > 0 {
+		err = fmt.Errorf("%w: %d findings", errExposed, findings)
 	}
 	return err
 }
 
 func (c *DoctorCmd) ports(ctx context.Context, data string) ([]exposedPort, error) {
 	pids, err := processesIn(data)
+	if err == nil && len(pids) == 0 {
+		err = fmt.Errorf("%s: %w", data, errNotRunning)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +128,10 @@ func (c *DoctorCmd) ports(ctx context.Context, data string) ([]exposedPort, erro
 			forwards[f.HostPort] = fmt.Sprintf("port %d of instance %s", f.GuestPort, in.ID)
 		}
 	}
+	guards, err := findGuards(ctx, data, pids)
+	if err != nil {
+		return nil, err
+	}
 	var ports []exposedPort
 	for _, pid := range pids {
 		sockets, err := listening(pid)
@@ -120,7 +139,7 @@ func (c *DoctorCmd) ports(ctx context.Context, data string) ([]exposedPort, erro
 			return nil, err
 		}
 		for _, s := range sockets {
-			ports = append(ports, c.port(ctx, s, forwards))
+			ports = append(ports, c.port(ctx, s, forwards, guards))
 		}
 	}
 	if len(ports) == 0 {
@@ -130,30 +149,40 @@ func (c *DoctorCmd) ports(ctx context.Context, data string) ([]exposedPort, erro
 }
 
 // port says what a socket is, and holds it against the rules.
-func (c *DoctorCmd) port(ctx context.Context, s socket, forwards map[int]string) exposedPort {
+func (c *DoctorCmd) port(ctx context.Context, s socket, forwards map[int]string, guards guards) exposedPort {
 	p := exposedPort{Address: s.address.String(), Network: s.network, PID: s.pid, Program: s.program, Reach: reach(s.address.Addr())}
 	beyond := !s.address.Addr().IsLoopback()
 	var err error
 	if s.network == "tcp" {
 		p.TLS, err = offered(ctx, dialAddress(s.address))
 	}
-	switch forward := forwards[int(s.address.Port())]; {
+	p.Guard, p.Purpose = guards.of(s)
+	if p.TLS != nil {
+		p.Faults = p.TLS.faults(time.Now())
+	}
+	forward := forwards[int(s.address.Port())]
+	switch {
+	case p.Guard != nil:
 	case p.TLS != nil:
 		p.Purpose = p.TLS.purpose
-		p.Faults = p.TLS.faults(time.Now())
-	case forward != "" && !beyond:
-		p.Purpose = forward
 	case forward != "":
 		p.Purpose = forward
-		p.Faults = append(p.Faults, "an instance can be reached from beyond this machine")
 	case err != nil:
 		p.Purpose = "not known: " + err.Error()
-		if beyond {
-			p.Faults = append(p.Faults, "what is open beyond this machine has to speak TLS")
-		}
 	default:
 		p.Purpose = "says nothing to who connects from here"
 	}
+	switch {
+	case !beyond:
+		return p
+	case forward != "" && p.Guard == nil:
+		p.Faults = append(p.Faults, "an instance can be reached from beyond this machine")
+		return p
+	case err != nil:
+		p.Faults = append(p.Faults, "what is open beyond this machine has to speak TLS")
+	}
+	faults, warnings := p.Guard.findings(s.address.Port())
+	p.Faults, p.Warnings = append(p.Faults, faults...), warnings
 	return p
 }
 
@@ -217,17 +246,30 @@ func (e exposure) faults() (n int) {
 	return n
 }
 
+func (e exposure) warnings() (n int) {
+	for _, p := range e.Ports {
+		n += len(p.Warnings)
+	}
+	return n
+}
+
 func (e exposure) print(out io.Writer) error {
 	w := errWriter{w: out}
 	w.line("Ports")
 	for _, p := range e.Ports {
 		w.line("  %s %s: %s (%s, pid %d); %s", p.Network, p.Address, p.Purpose, p.Program, p.PID, p.Reach)
+		for _, l := range p.Guard.lines() {
+			w.line("      %s", l)
+		}
 		if p.TLS != nil {
 			w.line("      %s", strings.Join(p.TLS.Versions, ", "))
 			w.line("      1.2 with %s", strings.Join(p.TLS.Suites, ", "))
 			w.line("      certificate until %s", stamp(p.TLS.CertificateEnds))
 		}
 		w.faults(p.Faults)
+		for _, warning := range p.Warnings {
+			w.line("    WARNS: %s", warning)
+		}
 	}
 	w.line("Access keys")
 	for _, k := range e.Keys {

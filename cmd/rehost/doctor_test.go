@@ -22,9 +22,9 @@ import (
 )
 
 // exposed runs the program on a directory.
-func exposed(t *testing.T, program, data string) (e exposure, status int) {
+func exposed(t *testing.T, program, data string, more ...string) (e exposure, status int) {
 	t.Helper()
-	cmd := exec.Command(program, "doctor", "--exposure", "--json", "--data", data)
+	cmd := exec.Command(program, append([]string{"doctor", "--exposure", "--json", "--data", data}, more...)...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()
@@ -59,7 +59,7 @@ func TestDoctor_Exposure(t *testing.T) {
 	if _, status := exposed(t, program, data); status != statusNotFound {
 		t.Errorf("without a service: status %d", status)
 	}
-	s, err := site.Serve(t.Context(), site.Config{Program: program, Data: data, Advertise: "127.0.0.1", Log: t.Output()})
+	s, err := site.Serve(t.Context(), site.Config{Program: program, Data: data, Advertise: "127.0.0.1", Log: t.Output(), Args: []string{"--proxy-protocol-from", "127.0.0.9"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +90,13 @@ func TestDoctor_Exposure(t *testing.T) {
 			p.TLS == nil || strings.Join(p.TLS.Versions, " ") != "TLS 1.3 TLS 1.2" || len(p.TLS.Suites) < 2 || time.Until(p.TLS.CertificateEnds) < least {
 			t.Errorf("%s: %+v of %d ports", purpose, p, len(e.Ports))
 		}
+		if g := p.Guard; g == nil || g.By != byGroups || len(g.Allowed) != 2 || g.Allowed[0].Addresses[0].Bits() != 0 || g.Local != (purpose == "the API") ||
+			len(g.Proxies) != 1 || g.Firewall != "none" {
+			t.Errorf("%s is guarded by %+v", purpose, g)
+		}
+	}
+	if _, status := exposed(t, program, data, "--strict"); status != statusDone {
+		t.Errorf("open to everyone on loopback alone: status %d", status)
 	}
 	if len(e.Keys) != 2 || len(e.Files) < 6 {
 		t.Errorf("keys and files: %+v", e)
@@ -178,13 +185,13 @@ func TestOffered(t *testing.T) {
 		t.Errorf("a port without TLS: %+v, %v", o, err)
 	}
 	c := DoctorCmd{}
-	p := c.port(t.Context(), socket{"tcp", netip.MustParseAddrPort(plain.Addr().String()), 1, "x"}, nil)
+	p := c.port(t.Context(), socket{"tcp", netip.MustParseAddrPort(plain.Addr().String()), 1, "x"}, nil, guards{})
 	if len(p.Faults) != 0 || !strings.HasPrefix(p.Purpose, "not known") {
 		t.Errorf("on loopback: %+v", p)
 	}
 	port := netip.MustParseAddrPort(plain.Addr().String()).Port()
-	p = c.port(t.Context(), socket{"tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), port), 1, "x"}, nil)
-	if len(p.Faults) != 1 || p.Reach != "everyone who reaches this machine" {
+	p = c.port(t.Context(), socket{"tcp", netip.AddrPortFrom(netip.IPv4Unspecified(), port), 1, "x"}, nil, guards{})
+	if len(p.Faults) != 2 || p.Reach != "everyone who reaches this machine" {
 		t.Errorf("beyond loopback: %+v", p)
 	}
 }

@@ -61,11 +61,7 @@ func (c *KeysLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
 
 // lines are the keys of the service in a directory.
 func (c *KeysLsCmd) lines(ctx context.Context, data string) (lines []keyEntry, err error) {
-	path := filepath.Join(data, "control.db")
-	if _, err := os.Stat(path); err != nil {
-		return nil, err // opening would make one
-	}
-	db, err := control.OpenDatabase(ctx, path)
+	db, err := openDatabase(ctx, data)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +75,15 @@ func (c *KeysLsCmd) lines(ctx context.Context, data string) (lines []keyEntry, e
 		lines = append(lines, c.line(k, time.Now()))
 	}
 	return lines, nil
+}
+
+// openDatabase opens the database of a service, which may be running.
+func openDatabase(ctx context.Context, data string) (*control.Database, error) {
+	path := filepath.Join(data, "control.db")
+	if _, err := os.Stat(path); err != nil {
+		return nil, err // opening would make one
+	}
+	return control.OpenDatabase(ctx, path)
 }
 
 func (c *KeysLsCmd) line(k identity.KeyState, now time.Time) keyEntry {

@@ -67,8 +67,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			}
 		}()
 		var cli CLI
-		parser, err := kong.New(&cli, kong.Name("rehost"), kong.Description("Moves running servers."),
-			kong.Writers(stdout, stderr), kong.Exit(func(code int) { panic(exited(code)) }))
+		parser, err := newParser(&cli, stdout, stderr, func(code int) { panic(exited(code)) })
 		if err != nil {
 			return err
 		}
@@ -105,6 +104,11 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return statusError
 }
 
+// newParser makes what reads a command line into cli.
+func newParser(cli *CLI, stdout, stderr io.Writer, exit func(status int)) (*kong.Kong, error) {
+	return kong.New(cli, kong.Name("rehost"), kong.Description("Moves running servers."), kong.Writers(stdout, stderr), kong.Exit(exit))
+}
+
 // outcomes says what each error means to the user. The first that fits counts.
 var outcomes = []struct {
 	err    error
@@ -123,7 +127,7 @@ var outcomes = []struct {
 	{errNoKey, statusError, "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE and AWS_PROFILE, of who may create users, policies and keys"},
 	{errKeys, statusError, "aws iam update-access-key --status Inactive and aws iam delete-access-key end a key at once"},
 	{ca.ErrUnknown, statusNotFound, "rehost ca ls lists the certificates there are; agents' end with their source server (aws mgn disconnect-from-service)"},
-	{errExposed, statusError, "docs/guide/security.md says what each should be"},
+	{errExposed, statusError, "docs/guide/security.md says what each should be, docs/guide/network.md how to let fewer in"},
 	{errNoVPN, statusNotFound, "start it with rehost serve --vpn"},
 	{errNotInvite, statusNotFound, "rehost vpn ls lists who may come; one that was used or is over opens nothing by itself"},
 	{errNotRunning, statusNotFound, "start it, or name its directory with --data; run this as root or as the user it runs as"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -41,7 +42,7 @@ const priority = nftables.ChainPriority(-10)
 // Open makes sure that the kernel lets this program have a table for the port.
 // There is none before the first [Table.Allow].
 func Open(at netip.AddrPort) (*Table, error) {
-	t := &Table{address: at.Addr().Unmap().WithZone(""), port: at.Port(), name: fmt.Sprintf("rehost-%d", at.Port())}
+	t := &Table{address: at.Addr().Unmap().WithZone(""), port: at.Port(), name: tableName(at.Port())}
 	c, err := nftables.New()
 	if err == nil {
 		_, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
@@ -59,6 +60,18 @@ func Open(at netip.AddrPort) (*Table, error) {
 	}
 	return t, nil
 }
+
+// Exists is whether the kernel has a table for the port now, whoever has made it.
+func Exists(port uint16) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName(port) }), err
+}
+
+func tableName(port uint16) string { return fmt.Sprintf("rehost-%d", port) }
 
 func (t *Table) table() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: t.name}
