@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -171,14 +172,44 @@ func (f *fenced) sees(ns, address, want string) {
 	f.t.Logf("%s is %q after %v", address, want, time.Since(began).Round(time.Millisecond))
 }
 
+// doctor holds what the service lets others reach against the rules, on the service's
+// machine, and checks what it warns of. It must not find a fault.
+func (f *fenced) doctor(warnings ...string) {
+	f.t.Helper()
+	out, err := exec.CommandContext(f.ctx, "ip", in(f.service, filepath.Join(f.world.bin, "rehost"), "doctor", "--exposure", "--json", "--data", f.world.config.Data)...).Output()
+	var found struct {
+		Ports []struct {
+			Address, Purpose string
+			Warnings         []string
+		}
+	}
+	if decode := json.Unmarshal(out, &found); err != nil || decode != nil {
+		f.t.Fatalf("doctor: %v, %v: %s", err, decode, out)
+	}
+	got := []string{}
+	for _, p := range found.Ports {
+		for _, w := range p.Warnings {
+			if _, everyone, ok := strings.Cut(w, "lets in everyone "); ok {
+				w = everyone
+			}
+			got = append(got, p.Purpose+" "+w)
+		}
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, append([]string{}, warnings...)) {
+		f.t.Errorf("doctor warns of %q, want %q", got, warnings)
+	}
+}
+
 // TestFence is the life of a group, told with the stock aws command: who is in it
 // replicates, who is not gets no byte of TLS, who is taken out is cut at once, and
 // comes back when it may again.
 func TestFence(t *testing.T) {
-	need(t, "aws")
+	need(t, "aws", "openssl")
 	f := newFenced(t)
 	f.sees(f.outside, replicationAt, portTLS) // the default group
 	f.sees(f.outside, apiAt, portTLS)
+	f.doctor("replication from 0.0.0.0/0", "replication from ::/0", "the API from 0.0.0.0/0", "the API from ::/0")
 
 	var made struct{ GroupId string }
 	f.aws(&made, "ec2", "create-security-group", "--group-name", "office", "--description", "An office", "--tag-specifications", "ResourceType=security-group,Tags=[{Key=env,Value=dev}]")
@@ -257,11 +288,29 @@ func TestFence(t *testing.T) {
 	f.sees(f.inside, apiAt, portTLS)
 	f.sees(f.service, "127.0.0.1:8443", portTLS) // nobody locks this machine out
 	point("a point with both ports guarded")
+	f.doctor("the API from ::/0")
+
+	// What those see who may connect, and have no certificate.
+	shows(t, f.inside, apiAt, "alert unexpected message", "Verify return code")
+	shows(t, f.inside, replicationAt, "alert handshake failure", "alert certificate required")
+	for _, say := range []string{"", "SSH-2.0-x\r\n", strings.Repeat("\x00", 64)} {
+		if api, replication := hears(t, f.inside, apiAt, say), hears(t, f.inside, replicationAt, say); api+replication != "" {
+			t.Errorf("told %q, the API says %q, the replication server %q", say, api, replication)
+		}
+	}
+	if got := hears(t, f.inside, replicationAt, "GET / HTTP/1.0\r\n\r\n"); got != "" {
+		t.Errorf("without TLS the replication server says %q", got)
+	}
+	// It is net/http that says this to whoever forgets the s of https. It is nothing of the service.
+	if got := hears(t, f.inside, apiAt, "GET / HTTP/1.0\r\n\r\n"); got != "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n" {
+		t.Errorf("without TLS the API says %q", got)
+	}
 }
 
 // TestFence_Nftables: with the kernel's help a stranger hears nothing at all, and when
 // the service is gone its rules are, too.
 func TestFence_Nftables(t *testing.T) {
+	need(t, "nmap")
 	f := newFenced(t, "--firewall", "nftables")
 	f.sees(f.outside, replicationAt, portTLS)
 	api := f.named("rehost-api")
@@ -281,6 +330,32 @@ func TestFence_Nftables(t *testing.T) {
 	f.sees(f.outside, apiAt, portTLS)
 	f.rule("RevokeSecurityGroupIngress", api, "8443", outsideAddress+"/32")
 	f.sees(f.outside, apiAt, portSilent)
+	f.ec2("RevokeSecurityGroupIngress", append(six, outside6+"/128")...)
+	_, rest, _ := strings.Cut(f.ec2("CreateSecurityGroup", "GroupName", "office", "GroupDescription", "An office"), "<groupId>")
+	office, _, _ := strings.Cut(rest, "</groupId>")
+	f.rule("AuthorizeSecurityGroupIngress", office, "1500", "10.77.1.0/24")
+	templates, err := f.world.service.API.DescribeReplicationConfigurationTemplates(f.ctx, &mgn.DescribeReplicationConfigurationTemplatesInput{})
+	if err != nil || len(templates.Items) != 1 {
+		t.Fatalf("%d templates, %v", len(templates.Items), err)
+	}
+	_, err = f.world.service.API.UpdateReplicationConfigurationTemplate(f.ctx, &mgn.UpdateReplicationConfigurationTemplateInput{
+		ReplicationConfigurationTemplateID: templates.Items[0].ReplicationConfigurationTemplateID,
+		AssociateDefaultSecurityGroup:      aws.Bool(false), ReplicationServersSecurityGroupsIDs: []string{office}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.sees(f.outside, replicationAt, portSilent)
+
+	// The whole machine, from either side.
+	for _, address := range []string{outerAddress, innerAddress, outer6} {
+		if open := openPorts(t, f.outside, address); len(open) > 0 {
+			t.Errorf("from outside %v are open at %s", open, address)
+		}
+	}
+	if open := openPorts(t, f.inside, innerAddress); !slices.Equal(open, []string{"1500", "8443"}) {
+		t.Errorf("from inside %v are open", open)
+	}
+	f.doctor()
 	if err := f.process.Stop(); err != nil {
 		t.Errorf("the service ended with %v", err)
 	}

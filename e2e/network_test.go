@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -146,4 +148,90 @@ func scan(ns, address string) string {
 		return portReset
 	}
 	return portTLS
+}
+
+// openPorts are all TCP ports of an address that somebody finds open, by asking each.
+func openPorts(t *testing.T, ns, address string) (ports []string) {
+	t.Helper()
+	args := []string{"-n", "-Pn", "-sS", "-p-", "-T4", "--min-rate", "20000", "--max-retries", "1", "-oG", "-"}
+	if strings.Contains(address, ":") {
+		args = append(args, "-6")
+	}
+	began := time.Now()
+	out, err := exec.CommandContext(t.Context(), "ip", in(ns, "nmap", append(args, address)...)...).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "1 IP address (1 host up) scanned") {
+		t.Fatalf("nmap: %v: %s", err, out)
+	}
+	for _, m := range regexp.MustCompile(`\b(\d+)/open/tcp`).FindAllStringSubmatch(string(out), -1) {
+		ports = append(ports, m[1])
+	}
+	t.Logf("%s finds %v open at %s after %v", ns, ports, address, time.Since(began).Round(time.Millisecond))
+	return ports
+}
+
+// weakSuites are suites of TLS 1.2 without forward secrecy or AEAD, as far as openssl has them.
+const weakSuites = "ALL:COMPLEMENTOFALL:!ECDHE-ECDSA-AES128-GCM-SHA256:!ECDHE-ECDSA-AES256-GCM-SHA384:!ECDHE-ECDSA-CHACHA20-POLY1305:@SECLEVEL=0"
+
+// shows asks a port for TLS as a stranger without a certificate can, and checks what it
+// shows: 1.3, and 1.2 for SDKs that have no other, with ECDHE and AEAD alone; no
+// renegotiation, no compression. The last two answers are what becomes of a connection
+// by 1.2 and 1.3 on which somebody wants to negotiate anew.
+func shows(t *testing.T, ns, address string, by12, by13 string) {
+	t.Helper()
+	const asked = "Acceptable client certificate CA names"
+	for _, c := range []struct {
+		args, typed string // typed once that there is a connection
+		want        []string
+	}{
+		{"-tls1 -cipher ALL:@SECLEVEL=0", "", []string{"alert protocol version", "Cipher is (NONE)"}},
+		{"-tls1_1 -cipher ALL:@SECLEVEL=0", "", []string{"alert protocol version", "Cipher is (NONE)"}},
+		{"-tls1_2 -cipher " + weakSuites, "", []string{"alert handshake failure", "Cipher is (NONE)"}},
+		{"-tls1_2", "R\n", []string{"Cipher is ECDHE-ECDSA-", "Compression: NONE", asked, by12}},
+		{"-tls1_3", "", []string{"Cipher is TLS_AES_", "Compression: NONE", asked, by13}},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		cmd := exec.CommandContext(ctx, "ip", in(ns, "openssl", append([]string{"s_client", "-connect", address}, strings.Fields(c.args)...)...)...)
+		if strings.HasPrefix(c.want[len(c.want)-1], "alert") { // which comes in its own time: openssl would go when its input ends
+			typed, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(typed, c.typed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, _ := cmd.CombinedOutput() // its status depends on its version
+		for _, want := range c.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s, %s: no %q in %s", address, c.args, want, out)
+			}
+		}
+		if ctx.Err() != nil {
+			t.Errorf("%s, %s: it has not ended by itself", address, c.args)
+		}
+		cancel()
+	}
+}
+
+// hears is what a port says to whoever says something else than TLS, or nothing for half a second.
+func hears(t *testing.T, ns, address, say string) string {
+	t.Helper()
+	c, err := dialer(ns)(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	patience := 30 * time.Second
+	if say == "" {
+		patience = 500 * time.Millisecond
+	}
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(c, say); err != nil {
+		t.Fatal(err)
+	}
+	heard, err := io.ReadAll(c)
+	if err != nil && !errors.Is(err, unix.ECONNRESET) && !(say == "" && errors.Is(err, os.ErrDeadlineExceeded)) {
+		t.Errorf("%s, told %q: %v", address, say, err)
+	}
+	return string(heard)
 }
