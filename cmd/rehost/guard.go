@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
-	"strings"
 	"time"
 
-	"rehost/control"
 	"rehost/fence"
 	"rehost/fence/nft"
 )
@@ -130,41 +127,4 @@ func (s *served) guard(ctx context.Context) {
 			}
 		}
 	}
-}
-
-// A listFile is the file of prefix lists.
-type listFile struct {
-	path string
-	seen os.FileInfo
-}
-
-// read reads the file; nothing and no error if it has not changed.
-func (f *listFile) read() ([]control.PrefixList, error) {
-	info, err := os.Stat(f.path)
-	if err != nil || f.seen != nil && os.SameFile(f.seen, info) && f.seen.ModTime().Equal(info.ModTime()) && f.seen.Size() == info.Size() {
-		return nil, err
-	}
-	text, err := os.ReadFile(f.path)
-	if err != nil {
-		return nil, err
-	}
-	lists, err := control.ParsePrefixLists(strings.NewReader(string(text)))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.path, err)
-	}
-	f.seen = info
-	if lists == nil {
-		lists = []control.PrefixList{} // an empty file is one that was read
-	}
-	return lists, nil
-}
-
-// takeLists puts the lists in force if the file has changed.
-func (s *served) takeLists() error {
-	lists, err := s.lists.read()
-	if err == nil && lists != nil {
-		s.service.UsePrefixLists(lists)
-		s.log.Info("prefix lists are read", "file", s.lists.path, "lists", len(lists))
-	}
-	return err
 }

@@ -53,7 +53,7 @@ type ServeCmd struct {
 	AuditFiles        int      `help:"How many files of the audit log are kept." default:"9" placeholder:"N"`
 	Metrics           string   `help:"Loopback address that shows what is known of source servers at /metrics, in the text format of Prometheus. Whoever is on this machine can read it." placeholder:"HOST:PORT"`
 	LogLevel          string   `help:"What is logged: debug, info, warn or error." default:"info" enum:"debug,info,warn,error"`
-	PrefixLists       string   `help:"File with prefix lists, which rules of security groups can name; read again when it changes." placeholder:"FILE"`
+	PrefixLists       string   `help:"File with prefix lists, which rules of security groups can name; in force as soon as it changes." placeholder:"FILE"`
 	RateFlags         `embed:""`
 	FenceFlags        `embed:""`
 
@@ -301,6 +301,9 @@ func (s *served) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	parts.Go(func() { s.tendTrust(ctx) })
 	parts.Go(func() { s.guard(ctx) })
+	if s.lists != nil {
+		parts.Go(func() { s.tendLists(ctx) })
+	}
 	s.greet(stdout, stderr)
 	<-ctx.Done()
 	parts.Wait()

@@ -111,7 +111,6 @@ func (s *served) tendTrust(ctx context.Context) {
 	signal.Notify(hup, syscall.SIGHUP) // a service manager's reload must not end the service
 	defer signal.Stop(hup)
 	roots, issuer, outside := s.note("ca.pem"), s.note("the intermediate certificate"), s.note("--tls-certificate")
-	lists := s.noteOf("prefix lists: the file is no good, the lists before it stay", "prefix lists: the file is good again")
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -125,9 +124,6 @@ func (s *served) tendTrust(ctx context.Context) {
 		issuer(s.renewIssuer())
 		if s.outside != nil {
 			outside(s.outside.refresh())
-		}
-		if s.lists != nil {
-			lists(s.takeLists())
 		}
 	}
 }
