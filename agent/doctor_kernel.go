@@ -20,31 +20,35 @@ func (d *doctor) kernel() {
 		return
 	}
 	release := unix.ByteSliceToString(uts.Release[:])
-	d.lockdown()
+	denied := bpf.Supported()
+	d.lockdown(denied)
 	if _, err := os.Stat(filepath.Join("/", d.Machine.Root, "sys/kernel/btf/vmlinux")); err != nil {
 		d.note(Fails, "BTF", "a kernel built with CONFIG_DEBUG_INFO_BTF is needed, as those of all distributions of the last years are", "kernel %s does not describe its types (/sys/kernel/btf/vmlinux)", release)
 	} else {
 		d.ok("BTF", "kernel %s describes its types", release)
 	}
 	d.memlock(release)
-	if err := bpf.Supported(); err != nil {
+	if denied != nil {
 		hint := "the disks would be read and compared again and again instead, and there would be no continuous points"
-		if errors.Is(err, unix.EPERM) {
+		if errors.Is(denied, unix.EPERM) {
 			hint = "run it as root; in a container with CAP_BPF and CAP_PERFMON; see lockdown above"
 		}
-		d.fails("eBPF", err, hint)
+		d.fails("eBPF", denied, hint)
 	} else {
 		d.ok("eBPF", "the tracking programs load and attach")
 	}
 	d.bpffs()
 }
 
-// lockdown(7) in its stricter mode denies to read kernel memory, which tracing does.
-func (d *doctor) lockdown() {
+// lockdown(7) in its stricter mode denies programs to read kernel memory by helpers. Those
+// that track do without where the kernel lets them, and denied says whether it does.
+func (d *doctor) lockdown(denied error) {
 	modes := d.Machine.read("sys/kernel/security/lockdown")
-	switch {
-	case strings.Contains(modes, "[confidentiality]"):
-		d.note(Fails, "lockdown", "boot with lockdown=integrity or none: the stricter mode denies tracing to everybody", "the kernel is locked down for confidentiality")
+	switch confidential := strings.Contains(modes, "[confidentiality]"); {
+	case confidential && denied != nil:
+		d.note(Fails, "lockdown", "boot with lockdown=integrity or none: the stricter mode denies tracing", "the kernel is locked down for confidentiality")
+	case confidential:
+		d.ok("lockdown", "confidentiality, which denies the tracking programs nothing that they need")
 	case strings.Contains(modes, "[integrity]"):
 		d.ok("lockdown", "integrity, which allows tracing")
 	default:

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,7 +118,12 @@ func TestDiagnose_Machine(t *testing.T) {
 	put("proc/79/cmdline", "rehost-agent\x00status\x00")
 	put("var/lib/aws-replication-agent/agent.version", "1")
 	d := Diagnose(t.Context(), DoctorOptions{StateDir: filepath.Join(dir, "state"), BPFFS: dir, Machine: Machine{Root: dir}})
-	d.want(t, Fails, "lockdown", "lockdown=integrity")
+	locked := &doctor{DoctorOptions: DoctorOptions{Machine: Machine{Root: dir}}}
+	locked.lockdown(errors.New("denied"))
+	locked.checks.want(t, Fails, "lockdown", "lockdown=integrity")
+	locked.checks = nil
+	locked.lockdown(nil)
+	locked.checks.want(t, OK, "lockdown", "denies the tracking programs nothing")
 	d.want(t, Fails, "BTF", "CONFIG_DEBUG_INFO_BTF")
 	d.want(t, Warning, "bpffs", "mount -t bpf")
 	d.want(t, Fails, "machine", "systemd-machine-id-setup")

@@ -272,12 +272,16 @@ func (d stateDir) removeTraces(bpffs string) error {
 	}
 	_ = os.Remove(filepath.Join(bpffs, "rehost-agent")) // unless another agent's pins are in it
 	err := errors.Join(os.RemoveAll(d.programDir()), privilege.UnsealDisks(sealedGroup))
+	account, known := privilege.Accounts{}.Lookup(DefaultUser)
 	switch e := (privilege.Accounts{}).Remove(DefaultUser, userComment); {
 	case errors.Is(e, privilege.ErrInUse): // by the agent of another state directory
 	case e != nil:
 		err = errors.Join(err, e)
 	default:
 		err = errors.Join(err, os.RemoveAll(runDir))
+		if known == nil && account.Comment == userComment {
+			err = errors.Join(err, privilege.Unreadable(account.GID)) // by whoever gets that number next
+		}
 	}
 	return err
 }

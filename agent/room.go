@@ -14,25 +14,37 @@ import (
 const leastRoom = 64 << 20
 
 // A roomError says why a directory is no place for an installation.
-type roomError struct{ dir, why, hint string }
+type roomError struct{ what, dir, why, hint string }
 
-func (e *roomError) Error() string { return fmt.Sprintf("state directory %s: %s", e.dir, e.why) }
+func (e *roomError) Error() string { return fmt.Sprintf("%s %s: %s", e.what, e.dir, e.why) }
 
-// room is whether the directory, there or not, can hold an installation whose
-// program runs from there.
+// room is whether the directory, there or not, can hold an installation, and the
+// directory of its program that, which runs from there.
 func (d stateDir) room() error {
-	free, flags, err := d.fileSystem()
-	if err != nil {
-		return err
-	}
-	const elsewhere = "name a directory elsewhere with --state-dir"
-	switch {
-	case flags&unix.ST_RDONLY != 0:
-		return &roomError{string(d), "its file system is read-only", elsewhere}
-	case flags&unix.ST_NOEXEC != 0:
-		return &roomError{string(d), "its file system is mounted noexec, and the agent's program has to run there", elsewhere}
-	case free < leastRoom:
-		return &roomError{string(d), fmt.Sprintf("%s are free, and %s are needed", humanBytes(free), humanBytes(leastRoom)), "free some space, or " + elsewhere}
+	for _, place := range []struct {
+		what string
+		dir  stateDir
+		runs bool // what is there
+	}{{"state directory", d, false}, {"directory of the agent's program", stateDir(d.programDir()), true}} {
+		free, flags, err := place.dir.fileSystem()
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", place.what, place.dir, err)
+		}
+		why, hint := "", "name a directory elsewhere with --state-dir"
+		if place.runs {
+			hint += ": the program goes beside it"
+		}
+		switch {
+		case flags&unix.ST_RDONLY != 0:
+			why = "its file system is read-only"
+		case flags&unix.ST_NOEXEC != 0 && place.runs:
+			why = "its file system is mounted noexec"
+		case free < leastRoom:
+			why, hint = fmt.Sprintf("%s are free, and %s are needed", humanBytes(free), humanBytes(leastRoom)), "free some space, or "+hint
+		default:
+			continue
+		}
+		return &roomError{place.what, string(place.dir), why, hint}
 	}
 	return nil
 }
@@ -50,7 +62,7 @@ func (d stateDir) fileSystem() (free, flags int64, err error) {
 			return int64(st.Bavail) * int64(st.Bsize), int64(st.Flags), nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) || path == "/" {
-			return 0, 0, fmt.Errorf("state directory %s: %w", d, err)
+			return 0, 0, err
 		}
 		path = filepath.Dir(path)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -204,6 +205,15 @@ func TestScript_Refused(t *testing.T) {
 	if !strings.Contains(w.log.String(), release.ErrSignature.Error()) {
 		t.Error("the service does not say that its release is not signed")
 	}
+
+	// A program of another architecture, put there by hand under this one's name, in no release.
+	header := slices.Concat([]byte("\x7fELF\x02\x01\x01"), make([]byte, 57))
+	header[16], header[18], header[20] = 2, 183, 1 // a program, of arm64
+	if err := errors.Join(os.WriteFile(program, header, 0o755), os.Remove(filepath.Join(w.serving, release.SumsFile)), os.Remove(filepath.Join(w.serving, release.SignatureFile))); err != nil {
+		t.Fatal(err)
+	}
+	out, err = w.sh(w.curl(w.installArgs()))
+	w.refused("WrongArchitecture", out, err, "does not run on this machine (x86_64)", "program for another architecture", "hint:")
 }
 
 // TestScript_Download: what comes over the network is held against the script's

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,6 +113,24 @@ func Readable(path string, group int) error {
 		return fmt.Errorf("let group %d read %s: %w", group, path, err)
 	}
 	return nil
+}
+
+// Unreadable undoes [Readable] for a group that is no more: the devices in /dev are root's
+// alone again. The kernel gives its number to the next group that is made.
+func Unreadable(group int) error {
+	return filepath.WalkDir("/dev", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Type()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
+			return nil // what has gone meanwhile, too
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil || int(st.Gid) != group || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+			return nil
+		}
+		if err := errors.Join(os.Lchown(path, -1, 0), os.Chmod(path, os.FileMode(st.Mode&0o707))); err != nil {
+			return fmt.Errorf("take %s from group %d: %w", path, group, err)
+		}
+		return nil
+	})
 }
 
 // Refused is how the kernel refuses to let this process write to a block device. It

@@ -108,12 +108,13 @@ func TestConfine(t *testing.T) {
 		"program: operation not permitted", "mount: operation not permitted", "user: operation not permitted", "signal: operation not permitted", "debug: operation not permitted", "threads: done")
 }
 
-const testGroup = "rehost-privilege-test"
+// testGroup is a control group of this run alone: a mutant's is another.
+func testGroup() string { return fmt.Sprintf("rehost-privilege-test-%d", os.Getpid()) }
 
 func sealed(args []string) {
 	fmt.Println("before:", Refused(args[0]))
 	for range 2 { // an agent that starts again seals again
-		if err := SealDisks(testGroup); err != nil {
+		if err := SealDisks(args[2]); err != nil {
 			fmt.Println("SKIPPED:", err)
 			return
 		}
@@ -130,11 +131,11 @@ func sealed(args []string) {
 // kernel says EPERM.
 func TestSealDisks(t *testing.T) {
 	t.Cleanup(func() {
-		if err := UnsealDisks(testGroup); err != nil {
+		if err := UnsealDisks(testGroup()); err != nil {
 			t.Error(err)
 		}
 	})
-	out := take(t, "sealed", fault.Loop(t, 1<<20).Path, filepath.Join(t.TempDir(), "node"))
+	out := take(t, "sealed", fault.Loop(t, 1<<20).Path, filepath.Join(t.TempDir(), "node"), testGroup())
 	if strings.Contains(out, "SKIPPED") {
 		t.Skip(out)
 	}
@@ -213,5 +214,64 @@ func TestReadable(t *testing.T) {
 		if err = errors.Join(err, unix.Stat(path, &st)); err != nil || st.Mode&0o777 != c.want || st.Gid != c.group {
 			t.Errorf("%o of %d: got %o of %d, want %o of %d: %v", c.mode, c.gid, st.Mode&0o777, st.Gid, c.want, c.group, err)
 		}
+	}
+}
+
+// TestUnreadable gives a device back that an agent's own group could read. Nothing else of
+// that group's in /dev is touched.
+func TestUnreadable(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: nodes are made by root")
+	}
+	const group = 60126
+	dir, err := os.MkdirTemp("/dev", "rehost-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	disk, file := filepath.Join(dir, "disk"), filepath.Join(dir, "file")
+	err = errors.Join(unix.Mknod(disk, unix.S_IFBLK|0o600, int(unix.Mkdev(511, 1))), Readable(disk, group), os.WriteFile(file, nil, 0o640), os.Chown(file, 0, group))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		of, wantDisk int // whose devices are taken back, and whose the disk is then
+	}{{group + 1, group}, {group, 0}, {group, 0}} {
+		if err := Unreadable(c.of); err != nil {
+			t.Fatal(err)
+		}
+		var d, f unix.Stat_t
+		if err := errors.Join(unix.Stat(disk, &d), unix.Stat(file, &f)); err != nil || int(d.Gid) != c.wantDisk || (d.Mode&0o040 == 0) != (c.wantDisk == 0) || f.Gid != group {
+			t.Errorf("after Unreadable(%d) the disk is %o of %d, the file of %d: %v", c.of, d.Mode&0o777, d.Gid, f.Gid, err)
+		}
+	}
+}
+
+// TestMutants: each of the walls, left out, is missed.
+func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package several times")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root has something to give up")
+	}
+	for name, m := range map[string]fault.Mutant{
+		"SeccompLeftOut":     {File: "confine.go", From: "if seccomp.Supported() {", To: "if false {", Tests: "TestConfine$"},
+		"ProcessesAllowed":   {File: "confine.go", From: "calls+\" \"+oldCalls", To: `calls+" clone execve "+oldCalls`, Tests: "TestConfine$"},
+		"LandlockLeftOut":    {File: "confine.go", From: "if err := shutFiles(writable); err != nil {", To: "if err := error(nil); err != nil {", Tests: "TestConfine$"},
+		"DisksWritable":      {File: "confine.go", From: "landlock.PathAccess(look, \"/\")", To: "landlock.PathAccess(look|ll.AccessFSWriteFile, \"/\")", Tests: "TestConfine$"},
+		"CapabilityKept":     {File: "drop.go", From: "c != unix.CAP_BPF && c", To: "c != unix.CAP_SYS_ADMIN && c != unix.CAP_BPF && c", Tests: "TestDrop$"},
+		"PrivilegesRegained": {File: "drop.go", From: "unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", To: "error(nil)", Tests: "TestDrop$"},
+		"RootsGroupsKept":    {File: "drop.go", From: "return raw(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&g)), 0)", To: "_, _ = g, unsafe.Pointer(nil); return nil", Tests: "TestDrop$"},
+		"SealLeftOut":        {File: "devices.go", From: `os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)`, To: "error(nil)", Tests: "TestSealDisks$"},
+		"SealOfNodesLeftOut": {File: "devices.go", From: "(devAccessWrite|devAccessMknod)<<16", To: "devAccessWrite<<16", Tests: "TestSealDisks$"},
+		"LinksFollowed":      {File: "drop.go", From: "{unix.SYS_SETFSUID, uid}", To: "", Tests: "TestAs$"},
+		"GroupMayWrite":      {File: "devices.go", From: "&^0o020", To: "", Tests: "TestReadable$"},
+		"NextGroupMayRead":   {File: "devices.go", From: "os.Lchown(path, -1, 0)", To: "error(nil)", Tests: "TestUnreadable$"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fault.Caught(t, m)
+		})
 	}
 }

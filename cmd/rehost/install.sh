@@ -167,6 +167,7 @@ main() {
 	got=$(sum_of "$work/rehost-agent")
 	[ "$got" = "$sum" ] || die "$program is not what it should be: its SHA-256 is $got, not $sum" 'the download was cut off or changed on the way, or the service has got another version meanwhile: try again'
 	chmod 700 "$work/rehost-agent"
+	"$work/rehost-agent" --version >/dev/null 2>&1 || die "$program does not run on this machine ($(uname -m))" "the service has something else under that name, most likely the program for another architecture: put the right one there (rehost serve --agent-dir)"
 	# This script is the standard input, where it comes out of a pipe: people are
 	# asked on their terminal, or nobody is.
 	if [ -t 0 ]; then
