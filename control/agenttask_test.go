@@ -17,6 +17,7 @@ import (
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
 	"rehost/identity"
+	testfault "rehost/internal/fault" // a fault is something else here
 )
 
 const operator = "arn:aws:iam::123456789012:user/operator"
@@ -422,4 +423,12 @@ func TestDescribeAgents(t *testing.T) {
 	if a := all[1]; len(a.OpenTasks) != 1 || a.OpenTasks[0].Kind != formgn.AgentTaskKindCollectLogs || a.LagMilliseconds != nil || a.Hostname == "" {
 		t.Errorf("one with a task: %+v", a)
 	}
+}
+
+// TestAgentTaskMutants: that an agent answers the task of another is noticed.
+func TestAgentTaskMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package")
+	}
+	testfault.Caught(t, testfault.Mutant{File: "agenttask.go", From: "tasksOfAgent+` AND id = ?`, serverID, id)", To: "`SELECT document FROM agent_tasks WHERE id = ?`, id)", Tests: "TestAgentTask_Hostile$"})
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"rehost/internal/fault"
 )
 
 // contents unpacks a bundle.
@@ -165,5 +167,24 @@ func TestSystem(t *testing.T) {
 	cancel()
 	if err := Write(ctx, io.Discard, "x", time.Now(), System()); !errors.Is(err, context.Canceled) {
 		t.Errorf("after its end: %v", err)
+	}
+}
+
+// TestMutants: what keeps secrets in, left out, is missed.
+func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package several times")
+	}
+	for name, m := range map[string]fault.Mutant{
+		"ContentAsItIs":    {File: "bundle.go", From: `Redact(end(strings.ToValidUTF8(string(content), "?"), limit))`, To: `end(strings.ToValidUTF8(string(content), "?"), limit)`, Tests: "TestWrite$"},
+		"ErrorsAsTheyAre":  {File: "bundle.go", From: "Redact(err.Error())", To: "err.Error()", Tests: "TestWrite$"},
+		"NamedSecretsStay": {File: "redact.go", From: "secrets.ReplaceAllString(text, awsapi.Redacted)", To: "text", Tests: "TestRedact$"},
+		"KeysStay":         {File: "redact.go", From: "text = keys.ReplaceAllString(text, awsapi.Redacted)", To: "", Tests: "TestRedact$"},
+		"RandomStays":      {File: "redact.go", From: "random.ReplaceAllString(secrets.ReplaceAllString(text, awsapi.Redacted), awsapi.Redacted)", To: "secrets.ReplaceAllString(text, awsapi.Redacted)", Tests: "TestRedact$"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fault.Caught(t, m)
+		})
 	}
 }
