@@ -31,8 +31,7 @@ type guest struct {
 	token string
 }
 
-// newGuest boots an image and installs the agent there, of which the second disk is
-// replicated.
+// newGuest boots an image, for an agent that replicates the second disk.
 func newGuest(t *testing.T, image testvm.SourceImage, uuid string) *guest {
 	t.Helper()
 	w := newWorldAt(t, 25*time.Minute, t.TempDir(), testvm.GuestHost)
@@ -42,9 +41,14 @@ func newGuest(t *testing.T, image testvm.SourceImage, uuid string) *guest {
 		t.Fatal(err)
 	}
 	g.fetch("rehost-agent", "/root/rehost-agent")
-	g.shell(fmt.Sprintf("%s /root/rehost-agent install --no-prompt --force-volumes --devices /dev/vdb --endpoint https://%s:%d --region %s --ca-fingerprint %s",
-		strings.Join(w.installer(), " "), testvm.GuestHost, w.service.Port, site.Region, w.fingerprint()))
 	return g
+}
+
+// installation is the command that installs the agent.
+func (g *guest) installation() string {
+	g.t.Helper()
+	return fmt.Sprintf("%s /root/rehost-agent install --no-prompt --force-volumes --devices /dev/vdb --endpoint https://%s:%d --region %s --ca-fingerprint %s",
+		strings.Join(g.w.installer(), " "), testvm.GuestHost, g.w.service.Port, site.Region, g.w.fingerprint())
 }
 
 // fetch brings a program there.
@@ -142,6 +146,7 @@ func (g *guest) gone() {
 // to go nothing is left that it could not have removed itself.
 func TestPrivilege_Systemd(t *testing.T) {
 	g := newGuest(t, testvm.SourceDebian(t), "6a0b3d0e-5a53-4c36-9f7e-1c1f6a4f0d11")
+	g.shell(g.installation())
 	out := g.status("runs as aws-replication", "the kernel refuses to let it write to disks", "pinned in /run/rehost-agent/pins/")
 	t.Log("\n" + out)
 	g.shutIn("/sys/fs/cgroup/system.slice/rehost-agent.service")
@@ -227,9 +232,14 @@ func (g *guest) serves() {
 }
 
 // TestPrivilege_Busybox does the same on a machine with neither systemd nor useradd nor
-// udev, where the agent gives up by itself what it does not need.
+// udev, where the agent gives up by itself what it does not need; and before that, what
+// it says on machines that it cannot be installed on.
 func TestPrivilege_Busybox(t *testing.T) {
 	g := newGuest(t, testvm.Source(t), "6a0b3d0e-5a53-4c36-9f7e-1c1f6a4f0d12")
+	g.shell("mkdir -p /usr/local/lib; mount -o remount,noexec /tmp")
+	before := g.listing()
+	g.badHosts(before)
+	g.shell(g.installation())
 	out := g.status("runs as aws-replication", "the kernel refuses to let it write to disks", "pinned in /sys/fs/bpf/rehost-agent/")
 	t.Log("\n" + out)
 	g.shutIn("/sys/fs/cgroup/rehost-agent")
@@ -247,4 +257,6 @@ func TestPrivilege_Busybox(t *testing.T) {
 	if left := g.shell(freezer); left != "" {
 		t.Errorf("a freezer is left: %s", left)
 	}
+	g.unchanged("uninstalled", before)
+	g.bareHost()
 }
