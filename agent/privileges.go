@@ -162,6 +162,7 @@ func (d stateDir) change(account privilege.Account) error {
 		return fmt.Errorf("change the owner of %s: %w", d, err)
 	}
 	if err := d.as(func() error { _, err := os.ReadDir(string(d)); return err }); err != nil {
+		err = errors.Join(err, os.Lchown(string(d), 0, 0)) // who cannot come to it cannot remove it either
 		return fmt.Errorf("user %s cannot come to its state: %w; every directory on the way must let it through (chmod o+x)", account.Name, err)
 	}
 	return nil

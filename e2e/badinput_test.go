@@ -43,6 +43,7 @@ func TestBadInput(t *testing.T) {
 	}
 	t.Run("Install", func(t *testing.T) { badInstallations(t, w, disks[0].Path) })
 	t.Run("Clock", func(t *testing.T) { skewedClock(t, w) })
+	t.Run("Interrupted", func(t *testing.T) { interrupted(t, w, disks[0].Path) })
 	w.install(disks)
 	o := newObserver(w)
 	healthy := func(t *testing.T) {
@@ -117,6 +118,11 @@ func badInstallations(t *testing.T, w *world, disk string) {
 	list, err := w.service.API.DescribeSourceServers(w.ctx, &mgn.DescribeSourceServersInput{})
 	if err != nil || len(list.Items) != 0 {
 		t.Errorf("there are %d source servers, %v", len(list.Items), err)
+	}
+	state := filepath.Join(dir, "closed") // to the agent's user: this test's directory is root's
+	out, err := w.installed(state, good, disk, pinned...)
+	if _, left := os.Stat(state); exitStatus(err) != 1 || !strings.Contains(out, "every directory on the way must let it through") || !os.IsNotExist(left) {
+		t.Errorf("where the agent's user cannot go: exit status %d, left: %v: %s", exitStatus(err), left, out)
 	}
 }
 
