@@ -18,8 +18,8 @@ type roomError struct{ what, dir, why, hint string }
 
 func (e *roomError) Error() string { return fmt.Sprintf("%s %s: %s", e.what, e.dir, e.why) }
 
-// room is whether the directory, there or not, can hold an installation, and the
-// directory of its program that, which runs from there.
+// room is whether there can be an installation: the directory, there or not, holds its
+// state, and that of the program the program, which runs from there.
 func (d stateDir) room() error {
 	for _, place := range []struct {
 		what string

@@ -31,7 +31,8 @@ func TestRoom(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 			err := stateDir(filepath.Join(dir, "a/b")).room() // not there yet
-			if name == "NoExec" {                             // a state directory with nothing that runs may be there, as on a /var that is noexec
+			// A state directory in which nothing may run is well, as on a /var that is noexec.
+			if name == "NoExec" {
 				if err := stateDir(dir).room(); err != nil {
 					t.Errorf("with the program elsewhere: %v", err)
 				}

@@ -55,7 +55,7 @@ func (g *guest) badHosts(before []string) {
 	}{
 		{"read-only /var", "mount --bind /var /var; mount -o remount,bind,ro /var", "umount /var", []string{"/var/lib/rehost-agent", "read-only", "hint: ", "--state-dir"}},
 		{"read-only /usr", "mount --bind /usr /usr; mount -o remount,bind,ro /usr", "umount /usr", []string{"/usr/local/lib/rehost-agent", "read-only", "hint: "}},
-		{"noexec /usr", "mount --bind /usr/local /usr/local; mount -o remount,bind,noexec /usr/local", "umount /usr/local", []string{"/usr/local/lib/rehost-agent", "noexec", "hint: "}},
+		{"noexec /usr/local", "mount --bind /usr/local /usr/local; mount -o remount,bind,noexec /usr/local", "umount /usr/local", []string{"/usr/local/lib/rehost-agent", "noexec", "hint: "}},
 		{"clock a day ahead", "date -s @$(($(date +%s) + 86400)) >/dev/null", "date -s @$(($(date +%s) - 86400)) >/dev/null", []string{"clock", "hint: "}},
 		{"clock a day behind", "date -s @$(($(date +%s) - 86400)) >/dev/null", "date -s @$(($(date +%s) + 86400)) >/dev/null", []string{"clock", "hint: "}},
 	} {
@@ -75,8 +75,8 @@ func (g *guest) badHosts(before []string) {
 }
 
 // bareHost installs the agent where there is no group for disks, and no description of the
-// kernel's types, without which nothing is tracked: it replicates nevertheless, says how
-// and what would be better, and goes without a trace.
+// kernel's types, without which nothing is tracked: it compares instead, says so and what
+// would be better, and goes without a trace.
 func (g *guest) bareHost() {
 	g.t.Helper()
 	g.shell("sed -i /^disk:/d /etc/group; chown 0:0 /dev/vdb; chmod 600 /dev/vdb; mount --bind /dev/null /sys/kernel/btf/vmlinux")
