@@ -66,8 +66,8 @@ type world struct {
 	directory *iam.Directory
 	installer iam.Credentials
 	api       *awsapi.Server
-	log       *lockedBuffer // of the service
-	agentLog  *lockedBuffer
+	log       *fault.Log // of the service
+	agentLog  *fault.Log
 	address   string // of the API
 	web       *http.Server
 	webDone   chan struct{}
@@ -114,23 +114,6 @@ type world struct {
 	lose       int // parts of bundles that come and are forgotten
 }
 
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 const diskSize = 24 << 20
 
 func newWorld(t *testing.T) *world {
@@ -139,7 +122,7 @@ func newWorld(t *testing.T) *world {
 		t.Skip("SKIPPED: an agent has to be root")
 	}
 	t.Parallel()
-	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, metrics: map[string]float64{}, gone: map[int]bool{}, log: new(lockedBuffer), agentLog: new(lockedBuffer),
+	w := &world{t: t, command: formgn.AgentCommandStart, revoked: map[string]bool{}, metrics: map[string]float64{}, gone: map[int]bool{}, log: new(fault.Log), agentLog: new(fault.Log),
 		state: filepath.Join(t.TempDir(), "state"), bpffs: fault.BPF(t)}
 	var err error
 	if w.authority, err = ca.Open(t.TempDir(), ca.Options{}); err != nil {

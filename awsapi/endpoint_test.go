@@ -1,7 +1,6 @@
 package awsapi_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -13,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +24,7 @@ import (
 	"rehost/awsapi/mgn"
 	"rehost/awsapi/sts"
 	"rehost/identity"
+	"rehost/internal/fault"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,25 +38,8 @@ type endpoint struct {
 	directory *identity.Directory
 	admin     identity.Credentials
 	authority *authority
-	log       *lockedBuffer
+	log       *fault.Log
 	now       func() time.Time
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 func newEndpoint(t testing.TB, change ...func(*awsapi.Options)) *endpoint {
@@ -68,7 +50,7 @@ func newEndpoint(t testing.TB, change ...func(*awsapi.Options)) *endpoint {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &endpoint{log: new(lockedBuffer), now: time.Now, authority: newAuthority(t)}
+	e := &endpoint{log: new(fault.Log), now: time.Now, authority: newAuthority(t)}
 	clock := func() time.Time { return e.now() }
 	e.directory, err = identity.Open(context.Background(), identity.Options{Store: identity.NewMemoryStore(), Key: key, Now: clock})
 	if err != nil {

@@ -17,24 +17,6 @@ import (
 	"rehost/internal/fault"
 )
 
-// A lockedLog is a log that can be read while it is written.
-type lockedLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *lockedLog) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.buf.String(), text)
-}
-
 // until waits for something that must come to pass.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
@@ -84,7 +66,7 @@ func TestEngine_Unreadable(t *testing.T) {
 			}
 			const cut = 5<<20 + 3*block.Size
 			a.Truncate(t, cut)
-			var log lockedLog
+			var log fault.Log
 			o.Disks, o.Log = disks, slog.New(slog.NewTextHandler(&log, nil))
 			e := openEngine(t, o)
 			rep := newReplica(disks)
@@ -115,13 +97,13 @@ func TestEngine_Unreadable(t *testing.T) {
 			if n := rep.consistent(); n != 0 {
 				t.Fatalf("%d points of a disk that cannot be read", n)
 			}
-			if n := log.count("cannot be read everywhere"); n != 1 {
+			if n := strings.Count(log.String(), "cannot be read everywhere"); n != 1 {
 				t.Errorf("said %d times in the log", n)
 			}
 			a.Truncate(t, 8<<20)
 			waitPoint(t, rep)
 			rep.differs(t, disks)
-			if s := e.Status(); s.State != Continuous || s.Err != nil || log.count("can be read again") != 1 {
+			if s := e.Status(); s.State != Continuous || s.Err != nil || strings.Count(log.String(), "can be read again") != 1 {
 				t.Errorf("state %s, %v", s.State, s.Err)
 			}
 		})

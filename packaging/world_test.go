@@ -97,25 +97,8 @@ type world struct {
 	bpffs   string
 	state   string
 	tmp     string
-	log     *lockedBuffer
+	log     *fault.Log
 	env     []string
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer // guarded by mu
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 func newWorld(t *testing.T) *world {
@@ -127,7 +110,7 @@ func newWorld(t *testing.T) *world {
 		t.Skip("SKIPPED: systemd runs here, and this test must not make a service of this machine")
 	}
 	t.Parallel() // they wait most of the time
-	w := &world{built: releases(t), t: t, state: filepath.Join(t.TempDir(), "state"), serving: t.TempDir(), tmp: t.TempDir(), log: new(lockedBuffer)}
+	w := &world{built: releases(t), t: t, state: filepath.Join(t.TempDir(), "state"), serving: t.TempDir(), tmp: t.TempDir(), log: new(fault.Log)}
 	w.serve(w.agent[0])
 	w.bpffs, w.disk = fault.BPF(t), fault.Loop(t, 16<<20)
 	fault.Passage(t, w.bpffs)

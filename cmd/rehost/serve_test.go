@@ -31,6 +31,7 @@ import (
 	"rehost/awsapi/formgn"
 	"rehost/block"
 	"rehost/ca"
+	"rehost/internal/fault"
 	"rehost/wire"
 )
 
@@ -39,31 +40,13 @@ type running struct {
 	t       *testing.T
 	data    string
 	api     string
-	stdout  lockedBuffer
-	stderr  lockedBuffer // complete once it has stopped
+	stdout  fault.Log
+	stderr  fault.Log // complete once it has stopped
 	stop    func() int
 	root    *x509.Certificate
 	mgn     *mgn.Client // of the administrator, by the official SDK
 	install *awsapi.Client
 	admin   aws.CredentialsProvider
-}
-
-// A lockedBuffer is written by many.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer // guarded by mu
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 var readyLine = regexp.MustCompile(`rehost: ready: API on (https://\S+), replication on (\S+), (?:VPN on \S+, )?data`)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,19 +16,8 @@ import (
 
 	"rehost/audit"
 	"rehost/identity"
+	"rehost/internal/fault"
 )
-
-// A lockedBuffer is a log that many write to.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
 
 // user makes a user with a key and what it may do, "" for nothing.
 func (s *site) user(t *testing.T, name, document string) *sdk.Client {
@@ -76,7 +64,7 @@ func report(t *testing.T, c *sdk.Client, user string) map[string]string {
 // password that was ever sent, right, wrong or refused, in the audit log, in the
 // service's log and in the database.
 func TestIAM_Login(t *testing.T) {
-	log, auditDir := new(lockedBuffer), t.TempDir()
+	log, auditDir := new(fault.Log), t.TempDir()
 	records, err := audit.Open(auditDir, audit.Options{Keys: audit.Keys{make([]byte, 32)}, Region: region})
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +191,7 @@ func TestIAM_Login(t *testing.T) {
 	if err := records.Close(); err != nil {
 		t.Fatal(err)
 	}
-	kept := map[string][]byte{"the log": log.b.Bytes()}
+	kept := map[string][]byte{"the log": []byte(log.String())}
 	for _, pattern := range []string{filepath.Join(auditDir, "*"), s.file + "*"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
