@@ -160,10 +160,7 @@ func (o *InstallOptions) complete() (err error) {
 	}
 	o.VPN = o.VPN || o.VPNInvitation != ""
 	if o.Service == "" {
-		o.Service = ServiceDetached
-		if systemdRuns() {
-			o.Service = ServiceSystemd
-		}
+		o.Service = usualService()
 	}
 	if o.FreezeAfter != 0 && o.FreezeAfter < freeze.DefaultEvery {
 		return fmt.Errorf("--freeze-after must be %v or more; with --no-freeze nothing is ever frozen", freeze.DefaultEvery)

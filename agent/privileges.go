@@ -241,7 +241,7 @@ func Finish(dir, bpffs string, after io.Reader) error {
 	if err := unveil(dir, pinsDir); err != nil {
 		return err
 	}
-	return errors.Join(removeService(ServiceSystemd, false), d.wipe(), d.removeTraces(bpffs))
+	return errors.Join(removeService(usualService(), false), d.wipe(), d.removeTraces(bpffs))
 }
 
 // unveil takes away what a service manager has mounted over directories for this

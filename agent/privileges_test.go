@@ -15,7 +15,8 @@ import (
 	"rehost/privilege"
 )
 
-// TestUnit: what is written for an installation has its paths, and systemd takes it.
+// TestUnit: an installation with the defaults uses what packages ship; what is written
+// for another one has its paths, and systemd takes it, whole and as a drop-in.
 func TestUnit(t *testing.T) {
 	has := func(text, want string, there bool) {
 		t.Helper()
@@ -27,9 +28,13 @@ func TestUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	has(usual, `ExecStart="/usr/local/lib/rehost-agent/rehost-agent" run --state-dir /var/lib/rehost-agent --pins`, true)
-	has(usual, "StateDirectory=rehost-agent\n", true)
-	has(usual, unitProgram, false)
+	packaged, err := units.ReadFile("units/" + unitName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := (privilege.Accounts{}).Group(diskGroup); ok && usual != string(packaged) {
+		t.Errorf("it is not what packages ship, but beside that:\n%s", dropIn(string(packaged), usual))
+	}
 	odd, err := unit(unitName, "/odd 100%.program/rehost-agent", "/odd 100%", Config{BPFFS: "/mnt/bpf"})
 	if err != nil {
 		t.Fatal(err)
@@ -39,20 +44,65 @@ func TestUnit(t *testing.T) {
 	has(odd, "ConditionPathExists=/odd 100%%/config.json\n", true)
 	has(odd, `BindPaths=-"/mnt/bpf/rehost-agent":/run/rehost-agent/pins`, true)
 	has(odd, `ReadWritePaths="/odd 100%%"`, true)
-	has(odd, "StateDirectory", false)
+	has(odd, "StateDirectory=", false)
 	has(odd, DefaultStateDir, false)
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skipf("SKIPPED: whether systemd takes them: %v", err)
 	}
-	for _, text := range []string{usual, odd} {
-		text = strings.NewReplacer("/usr/local/lib/rehost-agent/rehost-agent", "/bin/true", "/odd 100%%.program/rehost-agent", "/bin/true").Replace(text)
+	program := strings.NewReplacer(unitProgram, "/bin/true", "/odd 100%%.program/rehost-agent", "/bin/true").Replace
+	for _, c := range []struct{ text, beside string }{{usual, ""}, {odd, ""}, {usual, dropIn(usual, odd)}} {
 		path := filepath.Join(t.TempDir(), unitName)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		err := errors.Join(os.WriteFile(path, []byte(program(c.text)), 0o600), os.Mkdir(path+".d", 0o700),
+			os.WriteFile(filepath.Join(path+".d", dropInFile), []byte(program(c.beside)), 0o600))
+		if err != nil {
 			t.Fatal(err)
 		}
 		if out, err := exec.Command("systemd-analyze", "verify", "--man=no", path).CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("%v: %s", err, out)
 		}
+	}
+}
+
+// TestUnitDirs: with a package's unit there is only what differs from it beside, and
+// nothing where nothing does; whatever was there before. What others put there stays.
+func TestUnitDirs(t *testing.T) {
+	u := unitDirs{own: t.TempDir(), packaged: t.TempDir()}
+	read := func(path string) string {
+		text, _ := os.ReadFile(path)
+		return string(text)
+	}
+	put := func(text, own, beside string) {
+		t.Helper()
+		if err := u.put(t.Context(), "a.service", text); err != nil {
+			t.Fatal(err)
+		}
+		if read(u.file("a.service")) != own || read(u.dropIn("a.service")) != beside {
+			t.Errorf("for %q there is %q and beside %q", text, read(u.file("a.service")), read(u.dropIn("a.service")))
+		}
+	}
+	if u.has("a.service") {
+		t.Error("there is a unit in empty directories")
+	}
+	const one = "[Unit]\nDescription=A\n[Service]\nExecStart=/bin/a\nDeviceAllow=a r\nUser=a\n[Install]\nWantedBy=a.target\n"
+	const two = "# Another.\n[Unit]\nDescription=A\n[Service]\nExecStartPre=/bin/b\nExecStart=/bin/a\nDeviceAllow=b r\nDeviceAllow=c r\n[Install]\nWantedBy=b.target\n"
+	put(one, one, "")
+	put(two, two, "")
+	if err := u.remove("a.service"); err != nil || u.has("a.service") {
+		t.Errorf("it stays: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(u.packaged, "a.service"), []byte(one), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	put(one, "", "")
+	put(two, "", "[Service]\nDeviceAllow=\nDeviceAllow=b r\nDeviceAllow=c r\nUser=\nExecStartPre=\nExecStartPre=/bin/b\n")
+	put(one, "", "")
+	others := filepath.Join(filepath.Dir(u.dropIn("a.service")), "limits.conf")
+	put(two, "", dropIn(one, two))
+	if err := os.WriteFile(others, []byte("[Service]\nMemoryMax=1G\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.remove("a.service"); err != nil || read(others) == "" || read(u.dropIn("a.service")) != "" || !u.has("a.service") {
+		t.Errorf("removed: %v; others' drop-in %q, ours %q", err, read(others), read(u.dropIn("a.service")))
 	}
 }
 

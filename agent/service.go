@@ -3,10 +3,8 @@ package agent
 import (
 	"bytes"
 	"context"
-	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"rehost/privilege"
 )
 
 // How an agent is kept running.
@@ -26,52 +22,18 @@ const (
 	ServiceNone     = "none"     // by whoever installed it
 )
 
-// units are those that packages ship. The agent's is the first.
-//
-//go:embed units
-var units embed.FS
-
-const (
-	unitName      = "rehost-agent.service"
-	freezerSocket = "rehost-agent-freezer.socket"
-	freezerUnit   = "rehost-agent-freezer.service"
-	unitDir       = "/etc/systemd/system"
-	unitProgram   = "/usr/bin/rehost-agent" // where packages put the program
-)
-
-// unit is a unit of the installation in a directory: its paths are those of packages.
-func unit(name, program string, dir stateDir, c Config) (string, error) {
-	text, err := units.ReadFile("units/" + name)
-	if err != nil {
-		return "", err
-	}
-	path, err := filepath.Abs(string(dir))
-	if err != nil {
-		return "", err
-	}
-	changes := []string{unitProgram, systemdQuote(program)}
-	if path != DefaultStateDir { // systemd makes only those in its own places
-		changes = append(changes, "StateDirectory="+filepath.Base(DefaultStateDir)+"\nStateDirectoryMode=0700\n", "ReadWritePaths="+systemdQuote(path)+"\n",
-			"ConditionPathExists="+DefaultStateDir, "ConditionPathExists="+strings.ReplaceAll(path, "%", "%%"), // which knows no quotes
-			DefaultStateDir, systemdQuote(path))
-	}
-	if pins := filepath.Dir(dir.pins(c)); filepath.Dir(pins) != defaultBPFFS {
-		changes = append(changes, " finish ", " finish --bpffs "+systemdQuote(filepath.Dir(pins))+" ", "BindPaths=-"+filepath.Join(defaultBPFFS, "rehost-agent")+":", "BindPaths=-"+systemdQuote(pins)+":")
-	}
-	if _, ok := (privilege.Accounts{}).Group(diskGroup); !ok {
-		changes = append(changes, "SupplementaryGroups="+diskGroup+"\n", "")
-	}
-	return strings.NewReplacer(changes...).Replace(string(text)), nil
-}
-
-func systemdQuote(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `%`, `%%`).Replace(s) + `"`
-}
-
 // systemdRuns is whether systemd is the service manager, as sd_booted(3) tells it.
 func systemdRuns() bool {
 	info, err := os.Lstat("/run/systemd/system")
 	return err == nil && info.IsDir()
+}
+
+// usualService is how this machine keeps an agent running.
+func usualService() string {
+	if systemdRuns() {
+		return ServiceSystemd
+	}
+	return ServiceDetached
 }
 
 // startService keeps the agent running as the configuration says.
@@ -87,10 +49,10 @@ func startService(ctx context.Context, c Config, program string, dir stateDir) e
 		for _, name := range names {
 			text, err := unit(name, program, dir, c)
 			if err == nil {
-				err = os.WriteFile(filepath.Join(unitDir, name), []byte(text), 0o644)
+				err = machineUnits.put(ctx, name, text)
 			}
 			if err != nil {
-				return fmt.Errorf("write unit: %w", err)
+				return fmt.Errorf("put unit %s in place: %w", name, err)
 			}
 		}
 		if err := systemctl(ctx, "daemon-reload"); err != nil {
@@ -112,8 +74,7 @@ func startService(ctx context.Context, c Config, program string, dir stateDir) e
 // removeService undoes startService. Without stop the agent goes on until it
 // ends by itself.
 func removeService(kind string, stop bool) error {
-	path := filepath.Join(unitDir, unitName)
-	if _, err := os.Lstat(path); kind != ServiceSystemd || errors.Is(err, fs.ErrNotExist) {
+	if kind != ServiceSystemd || !machineUnits.has(unitName) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -122,25 +83,17 @@ func removeService(kind string, stop bool) error {
 	if stop {
 		args = []string{"disable", "--now", unitName}
 	}
-	err := errors.Join(systemctl(ctx, args...), removeFreezer(ctx))
-	if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
-		err = errors.Join(err, e)
-	}
+	err := errors.Join(systemctl(ctx, args...), removeFreezer(ctx), machineUnits.remove(unitName))
 	return errors.Join(err, systemctl(ctx, "daemon-reload"))
 }
 
 // removeFreezer ends the freezer, if there is one.
-func removeFreezer(ctx context.Context) (err error) {
-	if _, e := os.Lstat(filepath.Join(unitDir, freezerSocket)); errors.Is(e, fs.ErrNotExist) {
+func removeFreezer(ctx context.Context) error {
+	if !machineUnits.has(freezerSocket) {
 		return nil
 	}
-	err = errors.Join(systemctl(ctx, "disable", "--now", freezerSocket), systemctl(ctx, "stop", freezerUnit))
-	for _, name := range []string{freezerSocket, freezerUnit} {
-		if e := os.Remove(filepath.Join(unitDir, name)); e != nil && !errors.Is(e, fs.ErrNotExist) {
-			err = errors.Join(err, e)
-		}
-	}
-	return err
+	err := errors.Join(systemctl(ctx, "disable", "--now", freezerSocket), systemctl(ctx, "stop", freezerUnit))
+	return errors.Join(err, machineUnits.remove(freezerSocket), machineUnits.remove(freezerUnit))
 }
 
 func systemctl(ctx context.Context, args ...string) error {
@@ -212,7 +165,7 @@ func (d stateDir) programDir() string {
 	if path, err := filepath.Abs(string(d)); err == nil && path != DefaultStateDir {
 		return path + ".program"
 	}
-	return "/usr/local/lib/rehost-agent"
+	return filepath.Dir(unitProgram)
 }
 
 // copyProgram puts this program where an update of the machine's packages or the end

@@ -60,8 +60,8 @@ func Uninstall(ctx context.Context, dir string, log *slog.Logger) (told bool, er
 		return false, err
 	}
 	config, configErr := d.config()
-	if configErr != nil && systemdRuns() {
-		config.Service = ServiceSystemd // what it was is not known
+	if configErr != nil {
+		config.Service = usualService() // what it was is not known
 	}
 	if err := removeService(config.Service, true); err != nil {
 		return false, fmt.Errorf("uninstall: %w", err)

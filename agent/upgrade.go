@@ -513,7 +513,7 @@ func Restart(ctx context.Context, dir string) error {
 	if config.Service == ServiceNone {
 		return errors.New("restart: the agent is run by whoever installed it")
 	}
-	if _, err := os.Lstat(filepath.Join(unitDir, unitName)); err == nil && config.Service == ServiceSystemd { // it is not, after Retire
+	if config.Service == ServiceSystemd && machineUnits.has(unitName) { // it is not, after Retire
 		if err := systemctl(ctx, "stop", unitName); err != nil {
 			return err
 		}

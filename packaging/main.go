@@ -30,7 +30,8 @@ type command struct {
 	Arch    []string `help:"Architectures, as Go names them." default:"amd64,arm64"`
 	Key     string   `help:"Secret key of minisign that signs the release; one that is not there is made, without a password. $MINISIGN_PASSWORD opens one that has one." placeholder:"FILE"`
 	Believe []string `help:"Public keys that the programs believe besides: those of releases to come." placeholder:"KEY"`
-	Only    []string `help:"Programs to make, and no packages: rehost, rehost-agent." placeholder:"NAME"`
+	Only    []string `help:"Programs to make, of rehost and rehost-agent." default:"rehost-agent,rehost" placeholder:"NAME"`
+	Package []string `help:"Kinds of packages to make of them." default:"deb,rpm" placeholder:"KIND"`
 
 	believed string // public keys, with spaces between
 	epoch    time.Time
@@ -66,7 +67,7 @@ func (c *command) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(c.Only) == 0 {
+	if len(c.Package) > 0 {
 		if err := c.packages(ctx, private, version); err != nil {
 			return err
 		}
@@ -137,7 +138,7 @@ func epoch(ctx context.Context) (time.Time, error) {
 // programs builds the agent and the service for an architecture, static.
 func (c *command) programs(ctx context.Context, arch string) error {
 	for name, file := range map[string]string{"rehost-agent": release.Agent(arch), "rehost": "rehost-linux-" + arch} {
-		if len(c.Only) > 0 && !slices.Contains(c.Only, name) {
+		if !slices.Contains(c.Only, name) {
 			continue
 		}
 		flags := fmt.Sprintf("-s -w -X rehost/agent.Version=%s -X 'rehost/release.keys=%s'", c.Version, c.believed)
@@ -149,8 +150,8 @@ func (c *command) programs(ctx context.Context, arch string) error {
 	return nil
 }
 
-// packages makes a .deb and a .rpm of each program. That of the service has
-// the agents of all architectures in it, with a list and a signature of their own.
+// packages makes those of each program. That of the service has the agents of all
+// architectures in it, if they are made, with a list and a signature of their own.
 func (c *command) packages(ctx context.Context, private *minisign.PrivateKey, version release.Version) error {
 	stage, err := os.MkdirTemp("", "rehost-packaging-*")
 	if err != nil {
@@ -162,6 +163,9 @@ func (c *command) packages(ctx context.Context, private *minisign.PrivateKey, ve
 		return err
 	}
 	for _, arch := range c.Arch {
+		if !slices.Contains(c.Only, "rehost-agent") {
+			break
+		}
 		if err := copyFile(filepath.Join(agents, release.Agent(arch)), filepath.Join(c.Out, release.Agent(arch))); err != nil {
 			return err
 		}
@@ -170,8 +174,8 @@ func (c *command) packages(ctx context.Context, private *minisign.PrivateKey, ve
 		return err
 	}
 	for _, arch := range c.Arch {
-		for _, name := range []string{"rehost-agent", "rehost"} {
-			for _, format := range []string{"deb", "rpm"} {
+		for _, name := range c.Only {
+			for _, format := range c.Package {
 				if err := c.pack(ctx, name, arch, format, stage); err != nil {
 					return fmt.Errorf("make the %s of %s for %s: %w", format, name, arch, err)
 				}
@@ -189,8 +193,20 @@ func (c *command) pack(ctx context.Context, name, arch, format, stage string) er
 			return err
 		}
 	}
+	units, err := filepath.Glob(map[string]string{"rehost-agent": "agent/units/*", "rehost": "cmd/rehost/units/*"}[name])
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(filepath.Join(stage, "units")), os.Mkdir(filepath.Join(stage, "units"), 0o755)); err != nil {
+		return err
+	}
+	for _, unit := range units {
+		if err := copyFile(filepath.Join(stage, "units", filepath.Base(unit)), unit); err != nil {
+			return err
+		}
+	}
 	// What is packed is as old as the sources, and so the same whenever it is packed.
-	err := filepath.WalkDir(stage, func(path string, _ fs.DirEntry, err error) error {
+	err = filepath.WalkDir(stage, func(path string, _ fs.DirEntry, err error) error {
 		return errors.Join(err, os.Chtimes(path, c.epoch, c.epoch))
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rehost/release"
 )
 
 // A root is a machine to put packages on: this one's files, of which what is
@@ -81,16 +84,18 @@ func (r *root) must(args ...string) string {
 }
 
 // pack makes a package of one of the two releases and puts it into the root.
-func (r *root) pack(i int, format string) (path string) {
+func (r *root) pack(i int, name, format string) (path string) {
 	r.t.Helper()
 	var packed [2][]byte
 	for n := range packed { // twice, elsewhere and later: the same bytes
 		stage, out := r.t.TempDir(), r.t.TempDir()
-		if err := copyFile(filepath.Join(out, "rehost-agent-linux-amd64"), filepath.Join(r.agent[i], "rehost-agent-linux-amd64")); err != nil {
+		program, agents := name+"-linux-amd64", filepath.Join(stage, "agents")
+		if err := errors.Join(copyFile(filepath.Join(out, program), filepath.Join(r.agent[i], program)), os.Mkdir(agents, 0o755),
+			copyFile(filepath.Join(agents, release.Agent("amd64")), filepath.Join(r.agent[i], release.Agent("amd64")))); err != nil {
 			r.t.Fatal(err)
 		}
 		c := command{Version: []string{"0.1.0", "0.2.0"}[i], Out: out, epoch: time.Unix(1_780_000_000, 0)}
-		if err := c.pack(r.t.Context(), "rehost-agent", "amd64", format, stage); err != nil {
+		if err := c.pack(r.t.Context(), name, "amd64", format, stage); err != nil {
 			r.t.Fatal(err)
 		}
 		made, err := filepath.Glob(filepath.Join(out, "*."+format))
@@ -133,7 +138,8 @@ func (r *root) install() {
 
 func (r *root) gone(name string) {
 	r.t.Helper()
-	for _, path := range []string{"var/lib/rehost-agent", "usr/bin/rehost-agent", "bpf/rehost-agent", "etc/systemd/system/rehost-agent.service"} {
+	for _, path := range []string{"var/lib/rehost-agent", "usr/bin/rehost-agent", "bpf/rehost-agent",
+		"etc/systemd/system/rehost-agent.service", "usr/lib/systemd/system/rehost-agent.service"} {
 		entries, err := os.ReadDir(filepath.Join(r.dir, path))
 		if err == nil && path == "bpf/rehost-agent" && len(entries) == 0 {
 			continue // the directory of all agents' pins
@@ -149,10 +155,15 @@ func (r *root) gone(name string) {
 // put back, and is gone when it is purged.
 func TestPackages_Deb(t *testing.T) {
 	r := newRoot(t, "dpkg", "chroot")
-	first, second := r.pack(0, "deb"), r.pack(1, "deb")
+	first, second := r.pack(0, "rehost-agent", "deb"), r.pack(1, "rehost-agent", "deb")
 	r.must("dpkg", "-i", first)
 	if out := r.must("rehost-agent", "--version"); strings.TrimSpace(out) != "0.1.0" {
 		t.Errorf("version %s", out)
+	}
+	for _, unit := range []string{"rehost-agent.service", "rehost-agent-freezer.service", "rehost-agent-freezer.socket"} {
+		if _, err := os.Stat(filepath.Join(r.dir, "usr/lib/systemd/system", unit)); err != nil {
+			t.Error(err)
+		}
 	}
 	r.install()
 
@@ -183,7 +194,7 @@ func TestPackages_Deb(t *testing.T) {
 // TestPackages_RPM: as of the .deb, but that rpm knows no state that stays.
 func TestPackages_RPM(t *testing.T) {
 	r := newRoot(t, "rpm", "chroot")
-	first, second := r.pack(0, "rpm"), r.pack(1, "rpm")
+	first, second := r.pack(0, "rehost-agent", "rpm"), r.pack(1, "rehost-agent", "rpm")
 	rpm := func(args ...string) string {
 		return r.must(append([]string{"rpm", "--dbpath", "/packages/db"}, args...)...)
 	}
@@ -197,4 +208,42 @@ func TestPackages_RPM(t *testing.T) {
 	}
 	rpm("-e", "rehost-agent")
 	r.gone("erased")
+}
+
+// TestPackages_Service: the package makes the user and starts nothing; what the service
+// has made stays until it is purged, and replicas stay even then. That systemd takes the
+// units TestPrivilege_Systemd shows.
+func TestPackages_Service(t *testing.T) {
+	r := newRoot(t, "dpkg", "chroot", "useradd")
+	deb, state := r.pack(0, "rehost", "deb"), filepath.Join(r.dir, "var/lib/rehost")
+	for _, c := range []struct {
+		made  string // below the state
+		stays bool
+	}{{"store", false}, {"store/s-0123456789abcdef0", true}} {
+		r.must("dpkg", "-i", "--force-depends", deb) // this machine's users need no package here
+		r.must("id", "-u", "rehost")
+		if _, err := os.Stat(state); err == nil {
+			t.Error("the package alone has begun a service")
+		}
+		for _, path := range []string{"usr/bin/rehost", "usr/lib/rehost/" + release.Agent("amd64"), "usr/lib/systemd/system/rehost.service", "usr/lib/systemd/system/rehost-replicator.service"} {
+			if _, err := os.Stat(filepath.Join(r.dir, path)); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.MkdirAll(filepath.Join(state, c.made), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		r.must("dpkg", "-r", "rehost")
+		if _, err := os.Stat(state); err != nil {
+			t.Errorf("removed: %v", err)
+		}
+		out := r.must("dpkg", "-P", "rehost")
+		_, err := os.Stat(state)
+		if there := err == nil; there != c.stays || strings.Contains(out, "/var/lib/rehost stays") != c.stays {
+			t.Errorf("purged with %s: there %v, want %v: %s", c.made, there, c.stays, out)
+		}
+		if _, err := r.in("id", "-u", "rehost"); (err == nil) != c.stays {
+			t.Errorf("purged with %s, the user: %v", c.made, err)
+		}
+	}
 }

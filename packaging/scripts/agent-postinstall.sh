@@ -10,5 +10,6 @@ case ${1-} in
 configure | [1-9]*) ;;
 *) exit 0 ;;
 esac
+[ ! -d /run/systemd/system ] || systemctl daemon-reload
 [ -e /var/lib/rehost-agent/config.json ] || exit 0
 exec /usr/bin/rehost-agent upgrade --self
