@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,7 @@ const (
 	downloadTimeout = 15 * time.Minute
 	proofTimeout    = 3 * time.Minute  // for a new program to do what the one before did
 	proofLasts      = 10 * time.Second // that it does it
+	maxRestarts     = 3                // of a program that ends by itself, before it is given up
 )
 
 var (
@@ -419,6 +421,9 @@ func (u *upgrade) rollBack(ctx context.Context) error {
 		err = os.Rename(u.program+previousSuffix, u.program)
 	}
 	if err == nil {
+		err = gone(u.program + previousSuffix) // cut off early, the two are one file, which stays under both names
+	}
+	if err == nil {
 		err = errors.Join(syncDir(filepath.Dir(u.program)), u.restart(ctx))
 	}
 	if err != nil {
@@ -467,6 +472,7 @@ func (u *upgrade) restart(ctx context.Context) error {
 func (u *upgrade) prove(ctx context.Context, version string, before Status, began time.Time) error {
 	var since time.Time // when pid was seen to do
 	pid, missing := 0, errors.New("it does not run")
+	looked := time.Now()
 	for end := time.Now().Add(u.options.proof); time.Now().Before(end); {
 		s, err := ReadStatus(string(u.dir))
 		if err == nil {
@@ -475,6 +481,12 @@ func (u *upgrade) prove(ctx context.Context, version string, before Status, bega
 		switch {
 		case err != nil:
 			pid, missing = 0, err
+			if u.config.Service == ServiceSystemd && time.Since(looked) >= time.Second {
+				looked = time.Now()
+				if n := restarts(ctx); n >= maxRestarts {
+					return fmt.Errorf("it ends again and again: systemd has started it %d times", n+1)
+				}
+			}
 		case s.PID != pid:
 			pid, since = s.PID, time.Now()
 		case time.Since(since) >= u.options.lasts:
@@ -485,6 +497,16 @@ func (u *upgrade) prove(ctx context.Context, version string, before Status, bega
 		}
 	}
 	return missing
+}
+
+// restarts is how often systemd has started the agent again by itself.
+func restarts(ctx context.Context) int {
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=NRestarts", "--value", unitName).Output()
+	n, bad := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil || bad != nil { // one before 235 does not say
+		return 0
+	}
+	return n
 }
 
 // unproven is what an agent does not do yet that the one before did.
