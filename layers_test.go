@@ -41,7 +41,7 @@ var layers = map[string][]string{
 	"awsapi/sts":          {"awsapi"},
 	"awsapi/ec2":          {"awsapi"},
 	"awsapi/generate":     nil,
-	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch", "tunnel"},
+	"control":             {"block", "ca", "identity", "identity/policy", "awsapi", "awsapi/mgn", "awsapi/formgn", "awsapi/ec2", "store", "export", "launch", "tunnel", "release"},
 	"agent":               {"block", "ca", "capture", "capture/bpf", "capture/freeze", "wire", "tunnel", "awsapi", "awsapi/formgn", "release", "privilege", "support"},
 	"privilege":           nil,
 	"support":             {"awsapi"},

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -226,7 +227,8 @@ func (d stateDir) leaveBehind(c Config, account privilege.Account) error {
 }
 
 // Finish removes what is left of an agent that has uninstalled itself, which it could
-// not do itself. Where one has not, it does nothing. bpffs is as in [InstallOptions]. If
+// not do itself, and upgrades one that has asked for it ([Asked]), or has it upgraded by
+// the service manager whose part this is. Otherwise it does nothing. bpffs is as in [InstallOptions]. If
 // after is given, it is read to its end before.
 func Finish(dir, bpffs string, after io.Reader) error {
 	if after != nil {
@@ -235,6 +237,12 @@ func Finish(dir, bpffs string, after io.Reader) error {
 		}
 	}
 	d := stateDir(dir)
+	if d.check() == nil && d.due() {
+		if after == nil {
+			return startUpgrade()
+		}
+		return Asked(context.Background(), dir)
+	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 || d.check() != nil {
 		return nil
 	}

@@ -77,7 +77,7 @@ type agent struct {
 // or something makes it impossible to go on. The error wraps [ErrCopied] if the
 // machine is not the one of the installation, [ErrUninstalled] if nothing is
 // left, [ErrRunning] if another one runs; for these a service manager must not
-// start the agent again.
+// start the agent again. For [ErrUpgrade] it must.
 func Run(ctx context.Context, o RunOptions) error {
 	if o.StateDir == "" {
 		o.StateDir = DefaultStateDir
@@ -168,8 +168,11 @@ func (a *agent) run(ctx context.Context) error {
 	a.log.Info("agent started", "server", a.config.SourceServerID, "version", Version)
 	all.Wait()
 	defer a.identity.close()
-	if cause := context.Cause(ctx); errors.Is(cause, errUninstall) {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errUninstall):
 		return a.uninstall()
+	case errors.Is(cause, errUpgrade):
+		return ErrUpgrade
 	}
 	return nil
 }

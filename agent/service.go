@@ -40,7 +40,7 @@ func usualService() string {
 func startService(ctx context.Context, c Config, program string, dir stateDir) error {
 	switch c.Service {
 	case ServiceSystemd:
-		names := []string{unitName}
+		names := []string{unitName, upgradeUnit}
 		if !c.NoFreeze {
 			names = append(names, freezerSocket, freezerUnit)
 		} else if err := removeFreezer(ctx); err != nil {
@@ -79,11 +79,14 @@ func removeService(kind string, stop bool) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	args := []string{"disable", unitName}
+	err := systemctl(ctx, "disable", unitName)
 	if stop {
-		args = []string{"disable", "--now", unitName}
+		err = errors.Join(err, systemctl(ctx, "stop", unitName))
+		if machineUnits.has(upgradeUnit) { // which the agent's end may have begun
+			err = errors.Join(err, systemctl(ctx, "stop", upgradeUnit))
+		}
 	}
-	err := errors.Join(systemctl(ctx, args...), removeFreezer(ctx), machineUnits.remove(unitName))
+	err = errors.Join(err, removeFreezer(ctx), machineUnits.remove(unitName), machineUnits.remove(upgradeUnit))
 	return errors.Join(err, systemctl(ctx, "daemon-reload"))
 }
 

@@ -54,7 +54,7 @@ func (a *agent) tasks(ctx context.Context) {
 				if err == nil || awsapi.IsError(err, "ConflictException") || awsapi.IsError(err, "ResourceNotFoundException") {
 					ended[o.TaskID] = true // well, or it is over for the service
 				}
-				if err != nil {
+				if err != nil && !errors.Is(err, errLater) {
 					a.log.Warn("a task of the service is not done", "task", o.TaskID, "kind", o.Kind, "err", err)
 					if pause(ctx, taskBackoff) != nil {
 						return
@@ -67,6 +67,9 @@ func (a *agent) tasks(ctx context.Context) {
 
 // do does a task, and tells the service how it ended unless that is what went wrong.
 func (a *agent) do(ctx context.Context, o formgn.AgentOrder) error {
+	if o.Kind == string(formgn.AgentTaskKindUpgrade) {
+		return a.upgrade(ctx, o)
+	}
 	a.log.Info("the service asks for something", "task", o.TaskID, "kind", o.Kind)
 	if o.Kind != string(formgn.AgentTaskKindCollectLogs) {
 		return a.decline(ctx, o, fmt.Errorf("agent %s does not know what %s is: install a newer one", Version, o.Kind))
@@ -85,7 +88,7 @@ func (a *agent) decline(ctx context.Context, o formgn.AgentOrder, why error) err
 	}
 	a.log.Warn("a task of the service cannot be done", "task", o.TaskID, "kind", o.Kind, "err", why)
 	_, err := ask(ctx, a.identity, formgn.UpdateAgentTaskForRehost, &formgn.UpdateAgentTaskForRehostRequest{
-		SourceServerID: a.config.SourceServerID, TaskID: o.TaskID, Failure: clip(support.Redact(why.Error()), 1000)})
+		SourceServerID: a.config.SourceServerID, TaskID: o.TaskID, Failure: pointer(clip(support.Redact(why.Error()), 1000))})
 	return err
 }
 

@@ -22,6 +22,7 @@ const (
 	unitName      = "rehost-agent.service"
 	freezerSocket = "rehost-agent-freezer.socket"
 	freezerUnit   = "rehost-agent-freezer.service"
+	upgradeUnit   = "rehost-agent-upgrade.service"
 	unitProgram   = "/usr/local/lib/rehost-agent/rehost-agent" // in the units
 )
 

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"aead.dev/minisign"
 	"golang.org/x/sys/unix"
 
 	"rehost/ca"
@@ -54,6 +55,8 @@ var (
 	// ErrOlder says that the service has an older version.
 	ErrOlder = errors.New("that is an older version")
 
+	errNotNewer = errors.New("that version is here already")
+
 	// ErrUnproven says that a new program did not do what the one before did,
 	// which is back.
 	ErrUnproven = errors.New("the new version has not proven itself")
@@ -87,7 +90,7 @@ func Upgrade(ctx context.Context, o UpgradeOptions) (*Upgraded, error) {
 		return nil, err
 	}
 	defer u.lock.Close()
-	if err := u.resume(ctx); err != nil {
+	if _, err := u.resume(ctx); err != nil {
 		return nil, fmt.Errorf("finish the upgrade before: %w", err)
 	}
 	from, err := versionOf(ctx, u.program)
@@ -117,6 +120,7 @@ type upgrade struct {
 	config  Config
 	program string
 	lock    *os.File
+	asks    bool // the agent ran until it asked for this
 }
 
 func openUpgrade(o UpgradeOptions) (_ *upgrade, err error) {
@@ -174,32 +178,45 @@ func (u *upgrade) fetch(ctx context.Context, from release.Version) (release.Vers
 		return release.Version{}, err
 	}
 	defer d.close()
-	sums, err := d.small(ctx, release.SumsFile, release.MaxSums)
+	sums, signature, err := d.list(ctx)
 	if err != nil {
 		return release.Version{}, err
 	}
-	signature, err := d.small(ctx, release.SignatureFile, release.MaxSignature)
+	m, err := acceptable(sums, signature, keys, from, u.options.Downgrade)
+	if errors.Is(err, errNotNewer) {
+		return from, nil
+	}
 	if err != nil {
 		return release.Version{}, err
-	}
-	m, err := release.Open(sums, signature, keys)
-	if err != nil {
-		return release.Version{}, err
-	}
-	switch order := m.Version.Compare(from); {
-	case order == 0:
-		return m.Version, nil
-	case order < 0 && !u.options.Downgrade:
-		return m.Version, fmt.Errorf("%w: the service has %s, here is %s", ErrOlder, m.Version, from)
 	}
 	if err := d.program(ctx, m, u.program+nextSuffix); err != nil {
 		return m.Version, err
 	}
-	said, err := versionOf(ctx, u.program+nextSuffix)
-	if err == nil && said != m.Version {
-		err = fmt.Errorf("the program of release %s says that it is %s", m.Version, said)
+	return m.Version, u.says(ctx, m.Version)
+}
+
+// acceptable is the manifest of a release that may take the place of version here.
+func acceptable(sums, signature []byte, keys []minisign.PublicKey, here release.Version, downgrade bool) (*release.Manifest, error) {
+	m, err := release.Open(sums, signature, keys)
+	if err != nil {
+		return nil, err
 	}
-	return m.Version, err
+	switch order := m.Version.Compare(here); {
+	case order == 0:
+		return nil, errNotNewer
+	case order < 0 && !downgrade:
+		return nil, fmt.Errorf("%w: the service has %s, here is %s", ErrOlder, m.Version, here)
+	}
+	return m, nil
+}
+
+// says wants the program beside the one that is there to start, and to be of a version.
+func (u *upgrade) says(ctx context.Context, version release.Version) error {
+	said, err := versionOf(ctx, u.program+nextSuffix)
+	if err == nil && said != version {
+		err = fmt.Errorf("the program of release %s says that it is %s", version, said)
+	}
+	return err
 }
 
 func (u *upgrade) copySelf(ctx context.Context) (release.Version, error) {
@@ -248,17 +265,27 @@ func (u *upgrade) downloads() (*downloads, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !u.config.VPN {
+		return newDownloads(u.config.Endpoint, bundle, nil), nil
+	}
+	way, err := openPassage(u.dir)
+	if err != nil {
+		return nil, err
+	}
+	d := newDownloads(u.config.Endpoint, bundle, way.dialService)
+	d.way = way
+	return d, nil
+}
+
+// newDownloads asks a service, of which bundle is believed. With dial, no proxy is asked.
+func newDownloads(endpoint string, bundle *ca.Bundle, dial dialer) *downloads {
 	t := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: time.Minute,
 		TLSClientConfig: ca.Endpoint{Bundle: bundle}.ClientConfig(ca.Name{Role: ca.Service})}
-	d := &downloads{endpoint: u.config.Endpoint, http: &http.Client{Transport: t,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
-	if u.config.VPN {
-		if d.way, err = openPassage(u.dir); err != nil {
-			return nil, err
-		}
-		t.Proxy, t.DialContext = nil, d.way.dialService
+	if dial != nil {
+		t.Proxy, t.DialContext = nil, dial
 	}
-	return d, nil
+	return &downloads{endpoint: endpoint, http: &http.Client{Transport: t,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
 // close ends the connections. What is left of the way was of use only if nothing failed.
@@ -267,6 +294,14 @@ func (d *downloads) close() {
 	if d.way != nil {
 		_ = d.way.close()
 	}
+}
+
+// list is that of the service's release, with its signature.
+func (d *downloads) list(ctx context.Context) (sums, signature []byte, err error) {
+	if sums, err = d.small(ctx, release.SumsFile, release.MaxSums); err == nil {
+		signature, err = d.small(ctx, release.SignatureFile, release.MaxSignature)
+	}
+	return sums, signature, err
 }
 
 // get begins to download a file of at most that many bytes.
@@ -320,8 +355,17 @@ func (d *downloads) program(ctx context.Context, m *release.Manifest, path strin
 		return err
 	}
 	defer body.Close()
-	if err := writeProgram(path, io.LimitReader(body, release.MaxProgram+1)); err != nil {
+	if err := writeListed(m, name, path, body); err != nil {
 		return fmt.Errorf("download %s: %w", name, err)
+	}
+	return nil
+}
+
+// writeListed writes a program of a release to a file, and looks at what is there then.
+// What the manifest does not have is not left.
+func writeListed(m *release.Manifest, name, path string, from io.Reader) error {
+	if err := writeProgram(path, io.LimitReader(from, release.MaxProgram+1)); err != nil {
+		return err
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -333,7 +377,7 @@ func (d *downloads) program(ctx context.Context, m *release.Manifest, path strin
 		err = m.Check(name, sum)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("download %s: %w", name, err), os.Remove(path))
+		return errors.Join(err, os.Remove(path))
 	}
 	return nil
 }
@@ -342,6 +386,7 @@ func (d *downloads) program(ctx context.Context, m *release.Manifest, path strin
 // back if it does not do.
 func (u *upgrade) replace(ctx context.Context, to release.Version) (restart bool, err error) {
 	before, _ := ReadStatus(string(u.dir)) // none is as good as one of an agent that does not run
+	before.Running = before.Running || u.asks
 	if err := u.keep(); err != nil {
 		return false, errors.Join(err, u.forget())
 	}
@@ -441,21 +486,21 @@ func gone(path string) error {
 }
 
 // resume finishes an upgrade that was cut off: the program that is there stays
-// if it has proven itself meanwhile.
-func (u *upgrade) resume(ctx context.Context) error {
+// if it has proven itself meanwhile. back is why it has not, and is not there any more.
+func (u *upgrade) resume(ctx context.Context) (back, err error) {
 	if _, err := os.Stat(u.program + previousSuffix); errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	} else if err != nil {
-		return err
+		return nil, err
 	}
 	version, err := versionOf(ctx, u.program)
 	if err == nil {
 		err = u.prove(ctx, version.String(), Status{}, time.Time{})
 	}
 	if err == nil {
-		return u.forget()
+		return nil, u.forget()
 	}
-	return u.rollBack(ctx)
+	return fmt.Errorf("%w: %w", ErrUnproven, err), u.rollBack(ctx)
 }
 
 // restart has the program start itself as its own version does it.

@@ -50,6 +50,13 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, Run(context.Background(), RunOptions{StateDir: os.Args[3]}))
 		os.Exit(3)
 	}
+	if dir := os.Getenv(askedVariable); dir != "" {
+		if err := askedMain(dir, os.Getenv(keyVariable)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(3)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(runVariable); dir != "" {
 		err := Run(context.Background(), RunOptions{StateDir: dir, poll: 100 * time.Millisecond, report: 100 * time.Millisecond})
 		fmt.Fprintln(os.Stderr, err)
@@ -415,7 +422,7 @@ func (w *world) handle() {
 	awsapi.Handle(w.api, formgn.UpdateAgentTaskForRehost, func(_ ctx, in *formgn.UpdateAgentTaskForRehostRequest) (*formgn.UpdateAgentTaskForRehostResponse, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.declined = append(w.declined, in.Failure)
+		w.declined = append(w.declined, awsapi.Value(in.Failure))
 		return nil, nil
 	})
 	awsapi.Handle(w.api, formgn.SendAgentLogsForMgn, func(_ ctx, in *formgn.SendAgentLogsForMgnRequest) (*formgn.SendAgentLogsForMgnResponse, error) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"rehost/awsapi/formgn"
+	"rehost/release"
 )
 
 // A command says in which state an agent is to be, and holds until there is another.
@@ -40,7 +41,8 @@ type agentTask struct {
 	Deadline    string                `json:"deadline"`
 	EndedAt     string                `json:"endedAt,omitempty"`
 	Message     string                `json:"message,omitempty"`
-	Bundle      *bundle               `json:"bundle,omitempty"` // what has come of it so far
+	Version     string                `json:"version,omitempty"` // of an upgrade, when it was asked for
+	Bundle      *bundle               `json:"bundle,omitempty"`  // what has come of it so far
 }
 
 func (t *agentTask) open(now time.Time) bool {
@@ -53,7 +55,7 @@ func (t *agentTask) end(state formgn.AgentTaskState, message string, now time.Ti
 
 func (t *agentTask) shape() formgn.AgentTask {
 	out := formgn.AgentTask{TaskID: t.ID, SourceServerID: t.ServerID, Kind: t.Kind, State: t.State, RequestedBy: t.RequestedBy, RequestedDateTime: t.RequestedAt,
-		DeadlineDateTime: t.Deadline, EndedDateTime: t.EndedAt, Message: t.Message}
+		DeadlineDateTime: t.Deadline, EndedDateTime: t.EndedAt, Message: t.Message, Version: t.Version}
 	if b := t.Bundle; b != nil && b.KeptUntil != "" {
 		out.SizeBytes, out.Sha256, out.KeptUntilDateTime = &b.Size, b.Sum, b.KeptUntil
 	}
@@ -133,7 +135,13 @@ func (c *Service) startTask(ctx context.Context, tx *sql.Tx, caller, serverID st
 	if len(last) > 0 && last[0].open(c.now()) {
 		return last[0], nil
 	}
-	if len(last) > 0 && c.now().Sub(parseStamp(last[0].RequestedAt)) < taskPause {
+	version, there := "", false
+	if kind == formgn.AgentTaskKindUpgrade {
+		if version, there, err = c.upgradeOf(s); err != nil {
+			return nil, err
+		}
+	}
+	if !there && len(last) > 0 && c.now().Sub(parseStamp(last[0].RequestedAt)) < taskPause {
 		return nil, conflict("SourceServer", serverID, fmt.Sprintf("the agent of source server %s was asked for this less than %v ago: see task %s", serverID, taskPause, last[0].ID))
 	}
 	if kind == formgn.AgentTaskKindCollectLogs {
@@ -142,13 +150,34 @@ func (c *Service) startTask(ctx context.Context, tx *sql.Tx, caller, serverID st
 		}
 	}
 	now := c.now()
-	t := &agentTask{ID: newID("t"), ServerID: serverID, Kind: kind, State: formgn.AgentTaskStatePending, RequestedBy: caller, RequestedAt: stamp(now), Deadline: stamp(now.Add(taskLife))}
+	t := &agentTask{ID: newID("t"), ServerID: serverID, Kind: kind, State: formgn.AgentTaskStatePending, RequestedBy: caller, RequestedAt: stamp(now), Deadline: stamp(now.Add(taskLife)), Version: version}
+	if there {
+		t.end(formgn.AgentTaskStateSucceeded, "the agent is of this version already", now)
+	}
 	if err := putTask(ctx, tx, t); err != nil {
 		return nil, err
 	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM agent_tasks WHERE server_id = ?1 AND kept_until = '' AND id NOT IN
 		(SELECT id FROM agent_tasks WHERE server_id = ?1 ORDER BY requested_at DESC, rowid DESC LIMIT ?2)`, serverID, tasksListed)
 	return t, err
+}
+
+// upgradeOf is the version that the agent of a source server is to be of, and whether it
+// says that it is already. Whether to take it is the agent's to say, which looks at the
+// signature.
+func (c *Service) upgradeOf(s *server) (version string, there bool, err error) {
+	if c.opts.Release == nil {
+		return "", false, conflict("SourceServer", s.ID, "there is no version to upgrade agents to")
+	}
+	offered, err := c.opts.Release()
+	if err != nil {
+		return "", false, conflict("SourceServer", s.ID, fmt.Sprintf("there is no version to upgrade agents to: %v", err))
+	}
+	here, err := release.ParseVersion(s.AgentVersion)
+	if err == nil && here.Compare(offered) > 0 {
+		return "", false, conflict("SourceServer", s.ID, fmt.Sprintf("the agent of source server %s is of version %s, and the service has %s: agents take only newer ones from it", s.ID, here, offered))
+	}
+	return offered.String(), err == nil && here == offered, nil
 }
 
 // DescribeAgentTasks implements DescribeAgentTasksForRehost.
@@ -216,11 +245,22 @@ func (c *Service) UpdateAgentTask(ctx context.Context, in *formgn.UpdateAgentTas
 		if t, err = c.openTaskOf(ctx, tx, in.SourceServerID, in.TaskID); err != nil {
 			return orNotFound(err, in.SourceServerID)
 		}
-		t.end(formgn.AgentTaskStateFailed, in.Failure, c.now())
+		switch {
+		case in.Failure != nil:
+			t.end(formgn.AgentTaskStateFailed, *in.Failure, c.now())
+		case t.Kind == formgn.AgentTaskKindUpgrade:
+			t.end(formgn.AgentTaskStateSucceeded, "", c.now())
+		default: // it brings something, and that ends it
+			return conflict(isTask, t.ID, fmt.Sprintf("task %s has not brought what it was asked for", t.ID))
+		}
 		return putTask(ctx, tx, t)
 	})
 	if err != nil {
 		return nil, err
+	}
+	if t.State == formgn.AgentTaskStateSucceeded {
+		c.happened(ctx, agentUpgraded, t.ServerID, "task", t.ID, "version", t.Version)
+		return &formgn.UpdateAgentTaskForRehostResponse{}, nil
 	}
 	c.happened(ctx, agentTaskFailed, t.ServerID, "task", t.ID, "kind", t.Kind, "why", t.Message)
 	return &formgn.UpdateAgentTaskForRehostResponse{}, nil

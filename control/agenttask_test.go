@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"rehost/awsapi/mgn"
 	"rehost/identity"
 	testfault "rehost/internal/fault" // a fault is something else here
+	"rehost/release"
 )
 
 const operator = "arn:aws:iam::123456789012:user/operator"
@@ -197,7 +199,7 @@ func TestAgentTask_Ends(t *testing.T) {
 	if next.TaskID == task.TaskID {
 		t.Fatal("a task that is over is given out again")
 	}
-	fail := &formgn.UpdateAgentTaskForRehostRequest{SourceServerID: id, TaskID: next.TaskID, Failure: "no room"}
+	fail := &formgn.UpdateAgentTaskForRehostRequest{SourceServerID: id, TaskID: next.TaskID, Failure: p("no room")}
 	_, err = w.UpdateAgentTask(t.Context(), fail)
 	w.must(err)
 	if got := w.tasksOf(id); got[0].State != formgn.AgentTaskStateFailed || got[0].Message != "no room" || got[1].State != formgn.AgentTaskStateExpired {
@@ -272,7 +274,7 @@ func TestAgentTask_Hostile(t *testing.T) {
 	if got := w.ordersOf(other); len(got) != 0 {
 		t.Errorf("another agent is offered %+v", got)
 	}
-	if _, err := w.UpdateAgentTask(t.Context(), &formgn.UpdateAgentTaskForRehostRequest{SourceServerID: other, TaskID: task.TaskID, Failure: "x"}); !missing(err) {
+	if _, err := w.UpdateAgentTask(t.Context(), &formgn.UpdateAgentTaskForRehostRequest{SourceServerID: other, TaskID: task.TaskID, Failure: p("x")}); !missing(err) {
 		t.Errorf("another agent's answer: %v", err)
 	}
 	if _, err := w.download(id, task.TaskID); !conflicted(err) {
@@ -432,3 +434,71 @@ func TestAgentTaskMutants(t *testing.T) {
 	}
 	testfault.Caught(t, testfault.Mutant{File: "agenttask.go", From: "tasksOfAgent+` AND id = ?`, serverID, id)", To: "`SELECT document FROM agent_tasks WHERE id = ?`, id)", Tests: "TestAgentTask_Hostile$"})
 }
+
+// TestAgentTask_Upgrade: agents are asked to go on as a newer version that is signed, and
+// as no other; how it went the agent says.
+func TestAgentTask_Upgrade(t *testing.T) {
+	w := newWorld(t)
+	id := w.register("01")
+	w.must(errOf(w.GetAgentCommand(t.Context(), &formgn.GetAgentCommandForMgnRequest{SourceServerID: id, AgentVersion: p("1.0.0")})))
+	ask := func() (formgn.AgentTask, error) {
+		w.clock.advance(2 * time.Minute)
+		out, err := w.StartAgentTask(t.Context(), operator, &formgn.StartAgentTaskForRehostRequest{SourceServerID: id, Kind: formgn.AgentTaskKindUpgrade})
+		if err != nil {
+			return formgn.AgentTask{}, err
+		}
+		return *out.Task, nil
+	}
+	if _, err := ask(); !conflicted(err) {
+		t.Errorf("without a release: %v", err)
+	}
+	offered, unsigned := release.Version{Minor: 9}, error(nil)
+	w.release = func() (release.Version, error) { return offered, unsigned }
+	w.restart()
+	if _, err := ask(); !conflicted(err) {
+		t.Errorf("an older version: %v", err)
+	}
+	offered.Major = 1
+	unsigned = errors.New("nobody has signed it")
+	if _, err := ask(); !conflicted(err) || !strings.Contains(err.Error(), "nobody has signed it") {
+		t.Errorf("an unsigned release: %v", err)
+	}
+	unsigned = nil
+	for _, failure := range []*string{p("the new version has not proven itself"), nil} {
+		task, err := ask()
+		w.must(err)
+		if task.Version != "1.9.0" || task.State != formgn.AgentTaskStatePending {
+			t.Fatalf("asked for: %+v", task)
+		}
+		if got := w.ordersOf(id); len(got) != 1 || got[0] != (formgn.AgentOrder{TaskID: task.TaskID, Kind: "UPGRADE"}) {
+			t.Fatalf("to do: %+v", got)
+		}
+		w.restart()
+		w.must(errOf(w.UpdateAgentTask(t.Context(), &formgn.UpdateAgentTaskForRehostRequest{SourceServerID: id, TaskID: task.TaskID, Failure: failure})))
+		want := formgn.AgentTaskStateSucceeded
+		if failure != nil {
+			want = formgn.AgentTaskStateFailed
+		}
+		if got := w.tasksOf(id)[0]; got.State != want || got.Message != deref(failure) || len(w.ordersOf(id)) != 0 {
+			t.Errorf("at the end: %+v, want %s", got, want)
+		}
+	}
+	for _, name := range []string{"AgentTaskFailed", "AgentUpgraded"} {
+		if !slices.Contains(w.happened.of(id), name) {
+			t.Errorf("%s is not recorded: %v", name, w.happened.of(id))
+		}
+	}
+	// Whose version is there already has nothing to do, and one that is to bring something is not done without.
+	w.must(errOf(w.GetAgentCommand(t.Context(), &formgn.GetAgentCommandForMgnRequest{SourceServerID: id, AgentVersion: p("1.9.0")})))
+	for range 2 {
+		if task, err := ask(); err != nil || task.State != formgn.AgentTaskStateSucceeded {
+			t.Errorf("there already: %+v, %v", task, err)
+		}
+	}
+	bundle := w.mustCollect(id)
+	if _, err := w.UpdateAgentTask(t.Context(), &formgn.UpdateAgentTaskForRehostRequest{SourceServerID: id, TaskID: bundle.TaskID}); !conflicted(err) {
+		t.Errorf("a support bundle that was not sent counts: %v", err)
+	}
+}
+
+func errOf[T any](_ T, err error) error { return err }

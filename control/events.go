@@ -28,6 +28,7 @@ const (
 	agentDisconnected   = "AgentDisconnected"
 	agentNotBelieved    = "AgentNotBelieved"
 	agentUninstalled    = "AgentUninstalled"
+	agentUpgraded       = "AgentUpgraded"
 	agentTaskExpired    = "AgentTaskExpired"
 	agentTaskFailed     = "AgentTaskFailed"
 	bundleReceived      = "SupportBundleReceived"

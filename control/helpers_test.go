@@ -22,6 +22,7 @@ import (
 	"rehost/ca"
 	"rehost/export"
 	"rehost/launch"
+	"rehost/release"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -41,6 +42,7 @@ type world struct {
 	exports  *exporter
 	ca       *ca.Authority
 	happened *happenings
+	release  func() (release.Version, error)
 }
 
 // happenings are the events that were recorded.
@@ -111,7 +113,7 @@ func (w *world) open() {
 	}
 	w.db = db
 	w.Service, err = Open(w.t.Context(), Options{Database: db, Account: "123456789012", Region: "us-east-1", Replicas: w.replicas, Exporter: w.exports,
-		Socket: "/run/rehost/nbd.sock", Target: w.target, Authority: w.ca, Sessions: sessions{w.clock}, Events: w.happened, Bundles: filepath.Join(filepath.Dir(w.path), "support"), Now: w.clock.Now,
+		Socket: "/run/rehost/nbd.sock", Target: w.target, Authority: w.ca, Sessions: sessions{w.clock}, Events: w.happened, Bundles: filepath.Join(filepath.Dir(w.path), "support"), Now: w.clock.Now, Release: w.release,
 		Logger: slog.New(slog.NewTextHandler(testWriter{w.t}, nil))})
 	if err != nil {
 		w.t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"rehost/ca"
 	"rehost/export"
 	"rehost/launch"
+	"rehost/release"
 )
 
 // Replicas is what the service needs of the store, which other processes write.
@@ -83,6 +84,10 @@ type Options struct {
 	// Bundles is the directory that support bundles of agents are kept in; nobody else
 	// writes there. "" refuses the tasks that bring some.
 	Bundles string
+
+	// Release is the version that agents can download. nil, or an error: there is none to
+	// upgrade them to.
+	Release func() (release.Version, error)
 
 	// AgentTimeout is after how long of silence an agent counts as not seen,
 	// StepTimeout how long a step of initiation may take. 0 means 90 s each.

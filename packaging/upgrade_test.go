@@ -6,11 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"aead.dev/minisign"
+	"golang.org/x/sys/unix"
 
 	"rehost/e2e/site"
 )
@@ -196,6 +198,123 @@ func (w *world) clean(name string) {
 		if time.Now().After(end) {
 			w.t.Errorf("%s: left behind: %v, %v", name, left, err)
 			return
+		}
+	}
+}
+
+// TestUpgrade_Asked: the service tells an agent, which has a user of its own, to go on as
+// the next release. What another has signed it does not take; and who is killed on the
+// way, agent or root's part, is made up for.
+func TestUpgrade_Asked(t *testing.T) {
+	r := newRoot(t, "chroot")
+	if err := copyFile(filepath.Join(r.dir, "usr/bin/rehost-agent"), filepath.Join(r.agent[0], "rehost-agent-linux-amd64")); err != nil {
+		t.Fatal(err)
+	}
+	// A service that believes somebody whom agents do not.
+	made := command{Version: "0.1.0", Out: t.TempDir(), Arch: []string{"amd64"}, Key: filepath.Join(t.TempDir(), "stranger.key"), Believe: []string{r.key.String()}, Only: []string{"rehost"}}
+	if err := made.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.service.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	c := r.service.Config
+	c.Program = filepath.Join(made.Out, "rehost-linux-amd64")
+	r.again(c)
+	r.install()
+	first := r.status()
+	id := *r.servers()[0].SourceServerID
+	ask := func(wait string) (out string, err error) {
+		for end := time.Now().Add(3 * time.Minute); time.Now().Before(end); time.Sleep(time.Second) {
+			text, e := exec.Command(c.Program, "agents", "--data", c.Data, "upgrade", "--wait", wait, id).CombinedOutput()
+			if out, err = string(text), e; !strings.Contains(out, "less than 1m") { // between two there is a minute
+				break
+			}
+		}
+		return out, err
+	}
+	if out, err := ask("2m"); err != nil || !strings.Contains(out, "of this version already") {
+		t.Errorf("to the same version: %v: %s", err, out)
+	}
+	good, err := os.ReadFile(filepath.Join(r.agent[1], "rehost-agent-linux-amd64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := loadKey(made.Key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.offer("0.0.9", string(good), r.secret())
+	if out, err := ask("2m"); err == nil || !strings.Contains(out, "agents take only newer ones") {
+		t.Errorf("to an older version: %v: %s", err, out)
+	}
+	r.offer("0.2.0", string(good), stranger)
+	if out, err := ask("2m"); err == nil || !strings.Contains(out, "FAILED") || !strings.Contains(out, "not signed by a key that is believed") {
+		t.Errorf("of a stranger's: %v: %s", err, out)
+	}
+	if s := r.status(); s.PID != first.PID || s.Version != "0.1.0" {
+		t.Errorf("it is another agent: %+v", s)
+	}
+
+	r.serve(r.agent[1])
+	if out, err := ask("0s"); err != nil || !strings.Contains(out, "0.2.0") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	outcome := filepath.Join(r.dir, "usr/local/lib/rehost-agent/upgrade.json")
+	for _, until := range []struct {
+		what string
+		ok   func() bool
+	}{
+		{"what was laid down", func() bool { _, err := os.Stat(filepath.Join(r.state, "upgrade.json")); return err == nil }},
+		{"the upgrade to be under way", func() bool { text, _ := os.ReadFile(outcome); return strings.Contains(string(text), "underWay") }},
+		{"the next version to run", func() bool { s := r.status(); return s.Running && s.Version == "0.2.0" }},
+	} {
+		r.kill(until.what, until.ok)
+		if _, err := r.agentRun("restart"); err != nil { // as the machine's init does
+			t.Logf("started again once %s: %v", until.what, err)
+		}
+	}
+	var out string
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end) && !strings.Contains(out, "SUCCEEDED"); time.Sleep(time.Second) {
+		text, err := exec.Command(c.Program, "agents", "--data", c.Data, "upgrade", "--wait", "1s", id).CombinedOutput()
+		out = string(text)
+		if err != nil && !r.status().Running {
+			_, _ = r.agentRun("restart")
+		}
+	}
+	if !strings.Contains(out, "SUCCEEDED") {
+		t.Errorf("in the end: %s", out)
+	}
+	if s := r.until("replication", continuous); s.Version != "0.2.0" || !strings.HasPrefix(s.Keeps, "went on while no agent ran") {
+		t.Errorf("after the upgrade: %+v", s)
+	}
+	r.clean("upgraded")
+	for _, name := range []string{"upgrade.json", "upgrade.program"} {
+		if _, err := os.Stat(filepath.Join(r.state, name)); err == nil {
+			t.Errorf("%s is left", name)
+		}
+	}
+}
+
+// kill waits for something, and then kills root's part of an upgrade and the agent.
+func (r *root) kill(what string, ok func() bool) {
+	r.t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			r.t.Fatalf("waited too long for %s", what)
+		}
+	}
+	links, err := filepath.Glob("/proc/[0-9]*/root")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, link := range links {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+		to, e := os.Readlink(link)
+		if err == nil && e == nil && to == r.dir { // all that runs there is this test's
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				r.t.Fatal(err)
+			}
 		}
 	}
 }

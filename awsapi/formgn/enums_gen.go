@@ -31,12 +31,14 @@ type AgentTaskKind string
 
 const (
 	AgentTaskKindCollectLogs AgentTaskKind = "COLLECT_LOGS"
+	AgentTaskKindUpgrade     AgentTaskKind = "UPGRADE"
 )
 
 // Values lists what the model allows.
 func (AgentTaskKind) Values() []AgentTaskKind {
 	return []AgentTaskKind{
 		AgentTaskKindCollectLogs,
+		AgentTaskKindUpgrade,
 	}
 }
 

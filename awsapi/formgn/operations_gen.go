@@ -318,7 +318,7 @@ var UpdateAgentSourcePropertiesForMgn = &awsapi.Op[UpdateAgentSourcePropertiesFo
 	HasBody:     true,
 }}
 
-// UpdateAgentTaskForRehost: The agent says how a task ended that it could not do.
+// UpdateAgentTaskForRehost: The agent says how a task ended that brings nothing: well, or why it could not be done.
 var UpdateAgentTaskForRehost = &awsapi.Op[UpdateAgentTaskForRehostRequest, UpdateAgentTaskForRehostResponse]{Operation: awsapi.Operation{
 	SigningName: "mgn",
 	Name:        "UpdateAgentTaskForRehost",

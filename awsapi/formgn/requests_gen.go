@@ -183,9 +183,9 @@ type UpdateAgentSourcePropertiesForMgnRequest struct {
 
 // UpdateAgentTaskForRehostRequest is the input of [UpdateAgentTaskForRehost].
 type UpdateAgentTaskForRehostRequest struct {
-	Failure        string `json:"failure"`        // required
-	SourceServerID string `json:"sourceServerID"` // required
-	TaskID         string `json:"taskID"`         // required
+	Failure        *string `json:"failure,omitempty"`
+	SourceServerID string  `json:"sourceServerID"` // required
+	TaskID         string  `json:"taskID"`         // required
 }
 
 // VerifyClientRoleForMgnRequest is the input of [VerifyClientRoleForMgn].

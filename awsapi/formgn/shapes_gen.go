@@ -38,6 +38,7 @@ type AgentTask struct {
 	SourceServerID    string         `json:"sourceServerID"` // required
 	State             AgentTaskState `json:"state"`          // required
 	TaskID            string         `json:"taskID"`         // required
+	Version           string         `json:"version,omitempty"`
 }
 
 // Association is a structure of the model.

@@ -640,10 +640,8 @@ func (v *UpdateAgentTaskForRehostRequest) Validate() []awsapi.FieldError {
 }
 
 func (v *UpdateAgentTaskForRehostRequest) check(c *awsapi.Checker, at string) {
-	if v.Failure == "" {
-		c.Missing(at + "failure")
-	} else {
-		c.Text(at+"failure", v.Failure, &ruleAgentTaskFailure)
+	if v.Failure != nil {
+		c.Text(at+"failure", *v.Failure, &ruleAgentTaskFailure)
 	}
 	if v.SourceServerID == "" {
 		c.Missing(at + "sourceServerID")

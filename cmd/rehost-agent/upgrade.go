@@ -11,6 +11,7 @@ type upgradeCommand struct {
 	StateDir  string `help:"Directory of the installation." default:"${state}" type:"path"`
 	Self      bool   `help:"Replace it by this very program, as packages do when they bring another one."`
 	Downgrade bool   `help:"Also by an older version."`
+	Asked     bool   `hidden:"" help:"By what the agent has fetched: what a service manager runs."`
 }
 
 // Help implements [kong.HelpProvider].
@@ -21,6 +22,9 @@ func (c *upgradeCommand) Help() string {
 
 // Run implements the command.
 func (c *upgradeCommand) Run(ctx context.Context) error {
+	if c.Asked {
+		return agent.Asked(ctx, c.StateDir)
+	}
 	done, err := agent.Upgrade(ctx, agent.UpgradeOptions{StateDir: c.StateDir, Self: c.Self, Downgrade: c.Downgrade})
 	if err != nil {
 		return err

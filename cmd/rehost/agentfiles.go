@@ -122,6 +122,18 @@ func (a *agentFiles) list() (signedList, *release.Manifest, error) {
 	return l, m, err
 }
 
+// version is that of the release, which has to be signed by somebody who is believed.
+func (a *agentFiles) version() (release.Version, error) {
+	_, m, err := a.list()
+	if err == nil && (m == nil || m.Version == release.Version{}) {
+		err = errors.New("what the service offers is not a signed release (make release; rehost serve --agent-dir)")
+	}
+	if err != nil {
+		return release.Version{}, err
+	}
+	return m.Version, nil
+}
+
 // read reads a small file; nil if it is not there.
 func (a *agentFiles) read(name string, most int64) ([]byte, error) {
 	f, err := os.Open(filepath.Join(a.dir, name))

@@ -26,6 +26,7 @@ type AgentsCmd struct {
 
 	Ls            AgentsLsCmd            `cmd:"" help:"List all agents: what they are and do, and how far they are behind."`
 	SupportBundle AgentsSupportBundleCmd `cmd:"" help:"Have an agent make a support bundle, and download it."`
+	Upgrade       AgentsUpgradeCmd       `cmd:"" help:"Have agents go on as the version that the service offers."`
 }
 
 func (c *AgentsCmd) open() (*awsapi.Client, error) {
@@ -137,7 +138,7 @@ func (c *AgentsSupportBundleCmd) Run(ctx context.Context, out io.Writer, cli *CL
 // task is one that has brought a bundle.
 func (c *AgentsSupportBundleCmd) task(ctx context.Context, client *awsapi.Client) (*formgn.AgentTask, error) {
 	if c.Last {
-		tasks, err := c.tasks(ctx, client)
+		tasks, err := tasksOf(ctx, client, c.SourceServerID)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +154,7 @@ func (c *AgentsSupportBundleCmd) task(ctx context.Context, client *awsapi.Client
 	wait, done := context.WithTimeout(ctx, c.Wait)
 	defer done()
 	for {
-		tasks, err := c.tasks(ctx, client)
+		tasks, err := tasksOf(ctx, client, c.SourceServerID)
 		if err != nil {
 			return nil, err
 		}
@@ -179,8 +180,8 @@ func (c *AgentsSupportBundleCmd) task(ctx context.Context, client *awsapi.Client
 
 var errNoBundle = errors.New("no support bundle")
 
-func (c *AgentsSupportBundleCmd) tasks(ctx context.Context, client *awsapi.Client) ([]formgn.AgentTask, error) {
-	out, err := awsapi.Call(ctx, client, formgn.DescribeAgentTasksForRehost, &formgn.DescribeAgentTasksForRehostRequest{SourceServerID: c.SourceServerID})
+func tasksOf(ctx context.Context, client *awsapi.Client, server string) ([]formgn.AgentTask, error) {
+	out, err := awsapi.Call(ctx, client, formgn.DescribeAgentTasksForRehost, &formgn.DescribeAgentTasksForRehostRequest{SourceServerID: server})
 	if err != nil {
 		return nil, err
 	}

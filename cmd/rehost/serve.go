@@ -206,7 +206,7 @@ func (c *ServeCmd) control(ctx context.Context, s *served, db *control.Database,
 	}
 	options := control.Options{PrefixLists: lists, APIPort: portOf(c.Listen), Database: db, Alone: true, Account: directory.Account().ID, Region: c.Region,
 		Replicas: replicas{s.store}, Exporter: exporter, Socket: socket, Target: target, Forwards: c.LaunchForward,
-		Authority: s.authority, Sessions: sessions{directory}, Events: events{s.audit}, Bundles: filepath.Join(c.Data, supportDir), Logger: s.log}
+		Authority: s.authority, Sessions: sessions{directory}, Events: events{s.audit}, Bundles: filepath.Join(c.Data, supportDir), Release: s.agents.version, Logger: s.log}
 	if s.vpn != nil {
 		options.Tunnel, options.TunnelEndpoint = s.vpn.hub, s.vpn.endpoint
 	}
