@@ -352,6 +352,7 @@ func TestAskedMutants(t *testing.T) {
 		"DowngradeAccepted":   {File: "upgrade.go", From: "case order < 0 && !downgrade:", To: "case false:", Tests: "TestAsked$"},
 		"SomebodyBelieved":    {File: "asked.go", From: " || int(st.Uid) != owner.UID", To: "", Tests: "TestAsked$"},
 		"LinkFollowed":        {File: "asked.go", From: "unix.O_NOFOLLOW|", To: "", Tests: "TestAsked$"},
+		"LinesInUnit":         {File: "unit.go", From: "if strings.ContainsFunc(p, unicode.IsControl) {", To: "if strings.ContainsFunc(p, unicode.IsControl) && false {", Tests: "TestUnit_Lines$"},
 		"TwiceAtOnce":         {File: "asked.go", From: "if d.upgrading() {\n\t\treturn false", To: "if false {\n\t\treturn false", Tests: "TestDue$"},
 		"NothingKept":         {File: "upgrade.go", From: "errors.Join(os.Link(u.program, u.program+previousSuffix), ", To: "errors.Join(", Tests: "TestAsked_Killed$"},
 	} {

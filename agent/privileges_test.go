@@ -63,6 +63,16 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+// TestUnit_Lines: an agent that was taken over writes into its configuration what would be
+// a line of root's in its unit, where its directory of pins stands.
+func TestUnit_Lines(t *testing.T) {
+	for _, evil := range []string{"/mnt/bpf\nExecStartPre=+/tmp/evil\n#", "/mnt/bpf\r[Service]", "/mnt/\x00"} {
+		if text, err := unit(unitName, unitProgram, DefaultStateDir, Config{BPFFS: evil}); err == nil {
+			t.Errorf("%q is in the unit:\n%s", evil, text)
+		}
+	}
+}
+
 // TestUnitDirs: with a package's unit there is only what differs from it beside, and
 // nothing where nothing does; whatever was there before. What others put there stays.
 func TestUnitDirs(t *testing.T) {

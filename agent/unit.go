@@ -4,11 +4,13 @@ import (
 	"context"
 	"embed"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"rehost/privilege"
 )
@@ -37,6 +39,12 @@ func unit(name, program string, dir stateDir, c Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	pins := filepath.Dir(dir.pins(c))
+	for _, p := range []string{program, path, pins} { // the last one is the agent's word, and a line of a unit is root's
+		if strings.ContainsFunc(p, unicode.IsControl) {
+			return "", fmt.Errorf("make unit %s: %q is no path that can stand in it", name, p)
+		}
+	}
 	var changes []string
 	if program != unitProgram {
 		changes = append(changes, unitProgram, systemdQuote(program))
@@ -46,7 +54,7 @@ func unit(name, program string, dir stateDir, c Config) (string, error) {
 			"ConditionPathExists="+DefaultStateDir, "ConditionPathExists="+strings.ReplaceAll(path, "%", "%%"), // which knows no quotes
 			DefaultStateDir, systemdQuote(path))
 	}
-	if pins := filepath.Dir(dir.pins(c)); filepath.Dir(pins) != defaultBPFFS {
+	if filepath.Dir(pins) != defaultBPFFS {
 		changes = append(changes, " finish ", " finish --bpffs "+systemdQuote(filepath.Dir(pins))+" ", "BindPaths=-"+filepath.Join(defaultBPFFS, "rehost-agent")+":", "BindPaths=-"+systemdQuote(pins)+":")
 	}
 	if _, ok := (privilege.Accounts{}).Group(diskGroup); !ok {
