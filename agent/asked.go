@@ -46,7 +46,10 @@ const (
 // outcomeFile is where root writes down what has come of it, beside the program.
 const outcomeFile = "upgrade.json"
 
-const maxAsked = 4 << 10 // bytes of askedFile and of outcomeFile
+const (
+	maxAsked = 4 << 10 // bytes of askedFile and of outcomeFile
+	maxTries = 5       // of an agent that ends, until it goes on instead
+)
 
 // errUpgrade is the cause of the end of an agent that has laid down an upgrade.
 var errUpgrade = errors.New("told to upgrade")
@@ -54,6 +57,9 @@ var errUpgrade = errors.New("told to upgrade")
 // ErrUpgrade is how [Run] ends after the service told the agent to upgrade itself: what
 // starts agents has to start it again, which is another version then if all is well.
 var ErrUpgrade = errors.New("the agent ends, for root to put the version in its place that the service told it to fetch")
+
+// errNotTakenUp says that root's part does not begin.
+var errNotTakenUp = errors.New("the agent has ended for it again and again, and root does not take it up: see rehost-agent-upgrade.service on the server")
 
 // errLater says that a task is under way, and is to be looked at again.
 var errLater = errors.New("it is under way")
@@ -63,7 +69,8 @@ var ErrNotTaken = errors.New("what was laid down is not taken")
 
 // An asked is what the agent says of what it has laid down.
 type asked struct {
-	Task string `json:"task"` // of the service
+	Task  string `json:"task"`  // of the service
+	Tries int    `json:"tries"` // how often it was laid down without being taken up
 }
 
 // An outcome is what has come of a task.
@@ -101,7 +108,7 @@ func (a *agent) upgrade(ctx context.Context, o formgn.AgentOrder) error {
 		return ctx.Err()
 	case errors.Is(err, errNotNewer):
 		return a.succeed(ctx, o)
-	case errors.Is(err, ErrNoKeys), errors.Is(err, ErrOlder), errors.Is(err, release.ErrSignature), errors.Is(err, release.ErrSum), errors.Is(err, release.ErrNotListed):
+	case errors.Is(err, errNotTakenUp), errors.Is(err, ErrNoKeys), errors.Is(err, ErrOlder), errors.Is(err, release.ErrSignature), errors.Is(err, release.ErrSum), errors.Is(err, release.ErrNotListed):
 		if hint := Hint(err); hint != "" {
 			err = fmt.Errorf("%w (%s)", err, hint)
 		}
@@ -132,6 +139,10 @@ func (a *agent) layDown(ctx context.Context, task string) error {
 	if a.identity.vpn != nil {
 		dial = a.identity.vpn.dialService
 	}
+	wish, err := a.dir.wish(task)
+	if err != nil {
+		return err
+	}
 	d := newDownloads(a.config.Endpoint, a.bundle, dial)
 	defer d.close()
 	sums, signature, err := d.list(ctx)
@@ -145,7 +156,20 @@ func (a *agent) layDown(ctx context.Context, task string) error {
 	if err := d.program(ctx, m, a.dir.path(askedProgram)); err != nil {
 		return err
 	}
-	return errors.Join(a.dir.write(askedSums, sums, true), a.dir.write(askedSignature, signature, true), a.dir.save(askedFile, asked{task}))
+	return errors.Join(a.dir.write(askedSums, sums, true), a.dir.write(askedSignature, signature, true), a.dir.save(askedFile, wish))
+}
+
+// wish is what the agent says with what it lays down for a task, unless it has done so
+// too often.
+func (d stateDir) wish(task string) (asked, error) {
+	a := asked{Task: task}
+	if last, err := d.asked(); err == nil && last.Task == task {
+		a.Tries = last.Tries + 1
+	}
+	if a.Tries == maxTries {
+		return a, errors.Join(errNotTakenUp, d.takeUp())
+	}
+	return a, nil
 }
 
 // laidDown opens what the agent has laid down, as the agent. It is a file of the agent's:

@@ -92,7 +92,7 @@ func (s *upgradeSite) layDown(version string, program []byte) {
 	s.must(err)
 	sums := fmt.Appendf(nil, "%s  %s\n", sum, release.Agent(runtime.GOARCH))
 	s.must(errors.Join(s.dir.write(askedProgram, program, false), s.dir.write(askedSums, sums, false),
-		s.dir.write(askedSignature, release.Sign(s.signer, v, sums), false), s.dir.save(askedFile, asked{task})))
+		s.dir.write(askedSignature, release.Sign(s.signer, v, sums), false), s.dir.save(askedFile, asked{Task: task})))
 }
 
 // ask does root's part.
@@ -256,9 +256,7 @@ func TestAsked_Killed(t *testing.T) {
 				t.Errorf("%s %d: %+v", name, when, done)
 			}
 			versions[version]++
-			if s.dir.due() { // what is left root removes at the agent's next end
-				s.must(s.ask(s.believed))
-			}
+			s.must(s.ask(s.believed)) // what is left goes with the next one
 			if _, err := os.Stat(filepath.Join(s.dir.programDir(), outcomeFile+".new")); err == nil {
 				s.must(os.Remove(filepath.Join(s.dir.programDir(), outcomeFile+".new"))) // written over the next time
 			}
@@ -339,6 +337,29 @@ func TestDue(t *testing.T) {
 	if _, err := s.dir.asked(); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+// TestWish: an agent whose root does not do its part ends a few times for it, and then
+// goes on as it is.
+func TestWish(t *testing.T) {
+	s := newUpgradeSite(t)
+	tries := 0
+	for {
+		wish, err := s.dir.wish(task)
+		if errors.Is(err, errNotTakenUp) {
+			break
+		}
+		s.must(err)
+		if tries++; tries > maxTries {
+			t.Fatalf("laid down %d times", tries)
+		}
+		s.layDown("1.1.0", versioned("1.1.0"))
+		s.must(s.dir.save(askedFile, wish))
+	}
+	if tries != maxTries || s.dir.due() {
+		t.Errorf("laid down %d times, of %d; still due: %v", tries, maxTries, s.dir.due())
+	}
+	s.is("1.0.0")
 }
 
 // TestAskedMutants: what keeps who has the agent's user from root, left out, is noticed.

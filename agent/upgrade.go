@@ -489,7 +489,7 @@ func gone(path string) error {
 // if it has proven itself meanwhile. back is why it has not, and is not there any more.
 func (u *upgrade) resume(ctx context.Context) (back, err error) {
 	if _, err := os.Stat(u.program + previousSuffix); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, u.forget() // it may have been cut off in that
 	} else if err != nil {
 		return nil, err
 	}
