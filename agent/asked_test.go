@@ -200,6 +200,22 @@ func TestAsked(t *testing.T) {
 	}
 }
 
+// TestAsked_Unproven: a version that is signed and does not live is not left there, and the
+// agent learns why it is not of that version.
+func TestAsked_Unproven(t *testing.T) {
+	s := newUpgradeSite(t)
+	c, err := s.dir.config()
+	s.must(err)
+	c.Service = ServiceDetached
+	s.must(s.dir.save(configFile, c))
+	s.layDown("1.1.0", versioned("1.1.0"))
+	s.must(s.ask(s.believed))
+	s.is("1.0.0")
+	if done := s.dir.outcome(); !strings.Contains(done.Failure, ErrUnproven.Error()) || !strings.Contains(done.Failure, "the version before runs again") {
+		t.Errorf("it is written down: %+v", done)
+	}
+}
+
 // TestAsked_Killed kills root's part at every step that it takes, by a signal that cannot
 // be caught. Whenever that is, there is a program, whole and of one of the two versions;
 // and when the agent has begun again, as it does, the outcome tells which, and nothing is
@@ -375,7 +391,7 @@ func TestAskedMutants(t *testing.T) {
 		"LinkFollowed":        {File: "asked.go", From: "unix.O_NOFOLLOW|", To: "", Tests: "TestAsked$"},
 		"LinesInUnit":         {File: "unit.go", From: "if strings.ContainsFunc(p, unicode.IsControl) {", To: "if strings.ContainsFunc(p, unicode.IsControl) && false {", Tests: "TestUnit_Lines$"},
 		"TwiceAtOnce":         {File: "asked.go", From: "if d.upgrading() {\n\t\treturn false", To: "if false {\n\t\treturn false", Tests: "TestDue$"},
-		"NothingKept":         {File: "upgrade.go", From: "errors.Join(os.Link(u.program, u.program+previousSuffix), ", To: "errors.Join(", Tests: "TestAsked_Killed$"},
+		"NothingKept":         {File: "upgrade.go", From: "errors.Join(os.Link(u.program, u.program+previousSuffix), ", To: "errors.Join(", Tests: "TestAsked_Unproven$"},
 	} {
 		t.Run(name, func(t *testing.T) { fault.Caught(t, m) })
 	}
