@@ -60,7 +60,7 @@ func (g *guest) badHosts(before []string) {
 		{"clock a day behind", "date -s @$(($(date +%s) - 86400)) >/dev/null", "date -s @$(($(date +%s) + 86400)) >/dev/null", []string{"clock", "hint: "}},
 	} {
 		began := time.Now()
-		out := g.shell(bad.make + "; (" + g.installation() + ") 2>&1; echo status $?; " + bad.undo)
+		out := g.shell(bad.make + "; (" + g.installation("/root/rehost-agent") + ") 2>&1; echo status $?; " + bad.undo)
 		if strings.Contains(out, "status 0\n") {
 			t.Errorf("%s: it is installed: %s", bad.name, out)
 		}
@@ -81,7 +81,7 @@ func (g *guest) bareHost() {
 	g.t.Helper()
 	g.shell("sed -i /^disk:/d /etc/group; chown 0:0 /dev/vdb; chmod 600 /dev/vdb; mount --bind /dev/null /sys/kernel/btf/vmlinux")
 	before := g.listing()
-	out := g.shell("(/root/rehost-agent doctor; " + g.installation() + ") 2>&1")
+	out := g.shell("(/root/rehost-agent doctor; " + g.installation("/root/rehost-agent") + ") 2>&1")
 	for _, want := range []string{"fails    eBPF", "-> the disks would be read and compared again and again instead", "cannot track changes", "read and compared again and again"} {
 		if !strings.Contains(out, want) {
 			g.t.Errorf("without BPF it does not say %q: %s", want, out)
@@ -92,7 +92,7 @@ func (g *guest) bareHost() {
 		g.t.Errorf("without a group for disks the disk is %s", out)
 	}
 	g.shell("/root/rehost-agent uninstall")
-	g.gone()
+	g.gone(traces)
 	g.unchanged("uninstalled from the bare machine", before)
 	if out := g.shell("stat -c '%a %u:%g' /dev/vdb"); out != "600 0:0\n" { // the number of the group is the next one's
 		g.t.Errorf("uninstalled from the bare machine, the disk is %s", out)

@@ -51,7 +51,7 @@ type fenced struct {
 func newFenced(t *testing.T, args ...string) *fenced {
 	t.Helper()
 	fault.Alone(t) // before time begins to run
-	built = true
+	built.Store(true)
 	bin, err := programs()
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,11 +34,11 @@ var programs = sync.OnceValues(func() (dir string, err error) {
 	return dir, nil
 })
 
-var built bool // programs was called
+var built atomic.Bool // programs was called
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if built {
+	if built.Load() {
 		if dir, err := programs(); err == nil {
 			os.RemoveAll(dir)
 		}
@@ -61,14 +62,17 @@ type world struct {
 // newWorld starts a service with its directory at data.
 func newWorld(t *testing.T, limit time.Duration, data string, args ...string) *world {
 	t.Helper()
-	return newWorldAt(t, limit, data, "127.0.0.1", args...)
+	fault.Alone(t) // before time begins to run
+	w := newWorldAt(t, limit, data, "127.0.0.1", args...)
+	t.Cleanup(w.removeUser)
+	return w
 }
 
-// newWorldAt tells agents to come to another address of this machine.
+// newWorldAt tells agents to come to another address of this machine. They must be on
+// another, on which there is no user to be in somebody's way.
 func newWorldAt(t *testing.T, limit time.Duration, data, address string, args ...string) *world {
 	t.Helper()
-	fault.Alone(t) // before time begins to run
-	built = true
+	built.Store(true)
 	bin, err := programs()
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +93,6 @@ func newWorldAt(t *testing.T, limit time.Duration, data, address string, args ..
 			}
 		}
 	})
-	t.Cleanup(w.removeUser)
 	w.serve()
 	if err := w.service.SetUp(ctx); err != nil {
 		t.Fatal(err)
@@ -107,9 +110,14 @@ func (w *world) removeUser() {
 	}
 }
 
+// starting is held until a service has its ports, which are free before.
+var starting sync.Mutex
+
 // serve starts the service, on the same ports as before.
 func (w *world) serve() {
 	w.t.Helper()
+	starting.Lock()
+	defer starting.Unlock()
 	s, err := site.Serve(w.ctx, w.config)
 	if err != nil {
 		w.t.Fatal(err)
