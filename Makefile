@@ -7,12 +7,13 @@ VERSION  ?= $(shell sed -n 's/^var Version = "\(.*\)"/\1/p' agent/doc.go)
 LDFLAGS  := -s -w
 export CGO_ENABLED ?= 0
 
-.PHONY: help build packages release demo test soak race bench generate lint clean
+.PHONY: help build packages release demo test mutants soak race bench generate lint clean
 
 help:
 	@echo "make demo       replicate, launch, test and cut over a server in QEMU (KEEP=1 leaves it running)"
 	@echo "make test       run every test, real disks, kernels and machines included"
 	@echo "make soak       an hour of faults under load, every point judged (SOAK=10m for less; SOAK_SEED=N in that order)"
+	@echo "make mutants    every mistake that tests must catch, of which make test takes some"
 	@echo "make bench      measure against peers; writes build/bench.json"
 	@echo "make build      build/rehost, build/rehost-agent"
 	@echo "make packages   build/packages: static programs, .deb and .rpm for amd64 and arm64 (VERSION=1.2.3)"
@@ -52,6 +53,10 @@ test:
 	{ CGO_ENABLED=1 $(GO) test -race -json -p 2 -timeout 15m $$($(GO) list ./... | grep -v '^rehost/e2e'); \
 	  $(GO) test -json -run 'TestModel|FreeSpace' ./capture; \
 	  $(GO) test -json -p 1 -timeout 30m ./e2e/...; } | $(GO) run ./internal/testreport
+
+mutants:
+	@scripts/setup test
+	REHOST_MUTANTS=all $(GO) test -run 'Mutant|Mutation|CutShort' -count=1 -timeout 60m ./...
 
 soak: SOAK ?= 1h
 soak:

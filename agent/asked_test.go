@@ -380,7 +380,7 @@ func TestWish(t *testing.T) {
 
 // TestAskedMutants: what keeps who has the agent's user from root, left out, is noticed.
 func TestAskedMutants(t *testing.T) {
-	if testing.Short() || raceEnabled {
+	if testing.Short() {
 		t.Skip("builds the package several times")
 	}
 	for name, m := range map[string]fault.Mutant{

@@ -387,8 +387,5 @@ func TestModel(t *testing.T) {
 // TestModel_CutShort: a round that has lasted long is given up only where it would not
 // have settled.
 func TestModel_CutShort(t *testing.T) {
-	if raceEnabled {
-		t.Skip("SKIPPED: builds the package again; run without -race")
-	}
 	fault.Caught(t, fault.Mutant{File: "round.go", From: "e.conflicts.Load() > 0 && e.now()", To: "e.now()", Tests: "TestModel$/as_it_is$"})
 }

@@ -1,14 +1,11 @@
 package store
 
 import (
-	"os"
 	"strings"
 	"testing"
 
 	"rehost/internal/fault"
 )
-
-const mutateEnv = "REHOST_STORE_MUTATE"
 
 // mutations are mistakes that the tests named must not let pass.
 var mutations = []struct{ name, file, from, to, tests string }{
@@ -39,10 +36,10 @@ var mutations = []struct{ name, file, from, to, tests string }{
 }
 
 // TestMutations makes each mistake in a copy of the source and expects the tests to
-// fail. It takes minutes, so it is for whoever sets REHOST_STORE_MUTATE=1.
+// fail. It takes minutes, so it is for make mutants.
 func TestMutations(t *testing.T) {
-	if os.Getenv(mutateEnv) == "" {
-		t.Skipf("SKIPPED: takes minutes; set %s=1 to run it", mutateEnv)
+	if !fault.All() {
+		t.Skip("SKIPPED: takes minutes; make mutants runs it")
 	}
 	for _, m := range mutations {
 		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,12 +23,23 @@ const mutantEnv = "REHOST_MUTANT"
 // IsMutant is whether these tests are those of a mutant, which need not be patient.
 func IsMutant() bool { return os.Getenv(mutantEnv) != "" }
 
+// every says how much of all mutants one run of the tests takes, by chance: one in so
+// many. Each builds a package, which adds up to minutes; all of them are what
+// REHOST_MUTANTS=all asks for, as make mutants does.
+const every = 4
+
+// All is whether every mutant is to be taken, and tests that are nothing else are to run.
+func All() bool { return os.Getenv("REHOST_MUTANTS") == "all" }
+
 // Caught runs the tests of the package in the current directory on a copy of the
 // source that has the mistake. It fails if they pass, and if they do not run.
 func Caught(t *testing.T, m Mutant) {
 	t.Helper()
 	if IsMutant() {
 		t.Skip("is a mutant itself")
+	}
+	if !All() && rand.IntN(every) != 0 {
+		t.Skipf("SKIPPED: a run takes one mutant in %d, by chance; make mutants takes all", every)
 	}
 	source, err := os.ReadFile(m.File)
 	if err != nil {
