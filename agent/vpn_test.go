@@ -279,7 +279,7 @@ func TestMutants_VPN(t *testing.T) {
 	t.Parallel() // with the worlds of other tests
 	for name, m := range map[string]fault.Mutant{
 		"UsesTheAgentsKey": {File: "vpn_lend.go", From: "if dir.running() != 0 {", To: "if false {", Tests: "TestVPN_Beside$"},
-		"PastTheVPN":       {File: "upgrade.go", From: "t.Proxy, t.DialContext = nil, d.way.dialService", To: "t.Proxy = nil", Tests: "TestVPN_Beside$"},
+		"PastTheVPN":       {File: "upgrade.go", From: "bundle, way.dialService)", To: "bundle, nil)", Tests: "TestVPN_Beside$"},
 		"LendsAnyPort":     {File: "vpn_lend.go", From: "q.Port != tunnel.APIPort && q.Port != tunnel.ReplicationPort", To: "q.Port == 0", Tests: "TestVPN_Lend$"},
 	} {
 		t.Run(name, func(t *testing.T) { fault.Caught(t, m) })

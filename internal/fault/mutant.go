@@ -38,9 +38,6 @@ func Caught(t *testing.T, m Mutant) {
 	if IsMutant() {
 		t.Skip("is a mutant itself")
 	}
-	if !All() && rand.IntN(every) != 0 {
-		t.Skipf("SKIPPED: a run takes one mutant in %d, by chance; make mutants takes all", every)
-	}
 	source, err := os.ReadFile(m.File)
 	if err != nil {
 		t.Fatal(err)
@@ -48,6 +45,9 @@ func Caught(t *testing.T, m Mutant) {
 	mutant := strings.Replace(string(source), m.From, m.To, 1)
 	if mutant == string(source) {
 		t.Fatalf("%s has no %q", m.File, m.From)
+	}
+	if !All() && rand.IntN(every) != 0 {
+		t.Skipf("SKIPPED: a run takes one mutant in %d, by chance; make mutants takes all", every)
 	}
 	wd, err := os.Getwd()
 	if err != nil {
