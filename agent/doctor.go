@@ -231,6 +231,6 @@ func (d *doctor) machine() {
 		d.ok("machine", "known by %s", id)
 	}
 	if d.Machine.read("sys/fs/selinux/enforce") == "1" {
-		d.note(Warning, "SELinux", "if systemd may not start the agent (status 203): restorecon after semanage fcontext -a -t bin_t "+d.dir.program(), "it is enforcing")
+		d.note(Warning, "SELinux", "a new installation labels its program bin_t; for that to outlast a relabelling of the file system: semanage fcontext -a -t bin_t "+d.dir.program()+", and restorecon if systemd may not start it (status 203)", "it is enforcing")
 	}
 }
