@@ -101,7 +101,8 @@ type Engine struct {
 
 	conflicts atomic.Int64
 	patience  patience
-	reached   uint64     // the bit that the last round, given up, got to; 0: none
+	givenUp   bool       // the last round, with something left to read
+	reached   uint64     // the bit that it got to
 	heatMu    sync.Mutex // guards heat while readers run
 	heat      map[uint64]uint8
 	unread    unread

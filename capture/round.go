@@ -79,10 +79,9 @@ func (e *Engine) round(ctx context.Context, ep *epoch) (settled bool, err error)
 		if err := e.drain(ctx, ep); err != nil {
 			return false, err
 		}
-		if e.todo.count > 0 && e.inVain(ep) {
-			break // the next round goes on where this one ends, lest it never gets to the end of the disks
+		if e.givenUp = e.todo.count > 0 && e.inVain(ep); e.givenUp {
+			break
 		}
-		e.reached = 0
 		if e.todo.count > 0 { // only while the first copy or a rescan is under way
 			if err := e.commit(ctx, ep, 0); err != nil {
 				return false, err
@@ -116,8 +115,10 @@ func (e *Engine) inVain(ep *epoch) bool {
 // during the first copy and a rescan, so much that committing it as progress is
 // worth while.
 func (e *Engine) drain(ctx context.Context, ep *epoch) error {
-	l := &leg{e: e, ep: ep, from: e.reached, room: ^uint64(0)}
-	if e.reached == 0 {
+	l := &leg{e: e, ep: ep, room: ^uint64(0)}
+	if e.givenUp { // goes on where the one before ended, lest none ever gets to the end of the disks
+		l.from = e.reached
+	} else {
 		l.hot = e.hotPieces()
 	}
 	if e.foreign != nil && e.foreign.count == 0 {
