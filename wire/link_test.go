@@ -7,6 +7,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"rehost/internal/fault"
 )
 
 // A wireTap counts what reaches the network.
@@ -93,5 +95,19 @@ func TestLink_Reads(t *testing.T) {
 	l = NewLink(near, 50*time.Millisecond)
 	if _, err := l.Read(b); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a silent Read: %v, want %v", err, os.ErrDeadlineExceeded)
+	}
+}
+
+// TestMutants: a link that keeps back what was written, or gives out what was read ahead
+// after it was told to stop, is noticed.
+func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package several times")
+	}
+	for name, m := range map[string]fault.Mutant{
+		"StaysBehind": {File: "link.go", From: "l.held = false\n\treturn l.flush()", To: "l.held = false\n\treturn nil", Tests: "TestLink_Gathers$"},
+		"ReadsOn":     {File: "link.go", From: "if stopped {", To: "if stopped && false {", Tests: "TestLink_Reads$"},
+	} {
+		t.Run(name, func(t *testing.T) { fault.Caught(t, m) })
 	}
 }
