@@ -4,14 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"rehost/awsapi"
@@ -49,30 +47,17 @@ func (c *AgentsLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return json.NewEncoder(out).Encode(all)
-	}
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "HOST\tSOURCE SERVER\tAGENT\tLIFE CYCLE\tREPLICATION\tLAG\tLAST SEEN\tTRACKING\tTO DO")
-	for _, a := range all {
-		fmt.Fprintln(t, agentRow(a, time.Now()))
-	}
-	return t.Flush()
+	return printList(out, c.JSON, all, "HOST\tSOURCE SERVER\tAGENT\tLIFE CYCLE\tREPLICATION\tLAG\tLAST SEEN\tTRACKING\tTO DO", agentRow)
 }
 
 func allAgents(ctx context.Context, client *awsapi.Client) ([]formgn.Agent, error) {
-	all, in := []formgn.Agent{}, &formgn.DescribeAgentsForRehostRequest{}
-	for {
-		out, err := awsapi.Call(ctx, client, formgn.DescribeAgentsForRehost, in)
+	return pages(func(token *string) ([]formgn.Agent, string, error) {
+		out, err := awsapi.Call(ctx, client, formgn.DescribeAgentsForRehost, &formgn.DescribeAgentsForRehostRequest{NextToken: token})
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		all = append(all, out.Items...)
-		if out.NextToken == "" {
-			return all, nil
-		}
-		in.NextToken = &out.NextToken
-	}
+		return out.Items, out.NextToken, nil
+	})
 }
 
 // agentRow is one agent for people. What it says of itself is shown without what a terminal would obey.
@@ -88,17 +73,6 @@ func agentRow(a formgn.Agent, now time.Time) string {
 		tasks = append(tasks, fmt.Sprintf("%s %s", t.Kind, t.State))
 	}
 	return tableRow(a.Hostname, a.SourceServerID, a.AgentVersion, a.LifeCycleState, string(a.ReplicationState), lag, seen, string(a.TrackingMethod), strings.Join(tasks, ", "))
-}
-
-// tableRow is a line of a table. What is in it may be anybody's word.
-func tableRow(cells ...string) string {
-	for i, text := range cells {
-		if text = strings.Trim(fmt.Sprintf("%q", text), `"`); text == "" {
-			text = "-"
-		}
-		cells[i] = text
-	}
-	return strings.Join(cells, "\t")
 }
 
 // AgentsSupportBundleCmd is `rehost agents support-bundle`.

@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"rehost/awsapi"
@@ -36,33 +34,23 @@ func (c *VPNLsCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
 	if err != nil {
 		return err
 	}
-	if c.JSON {
-		return json.NewEncoder(out).Encode(all)
-	}
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "OF\tHOST\tADDRESS\tPUBLIC KEY\tPORTS\tUNTIL\tLAST HANDSHAKE\tRECEIVED\tSENT\tENDPOINT")
-	for _, k := range all {
-		fmt.Fprintln(t, tunnelKeyRow(k, time.Now()))
-	}
-	return t.Flush()
+	return printList(out, c.JSON, all, "OF\tHOST\tADDRESS\tPUBLIC KEY\tPORTS\tUNTIL\tLAST HANDSHAKE\tRECEIVED\tSENT\tENDPOINT", tunnelKeyRow)
 }
 
 // tunnelKeys asks for all of them, agents before invitations.
 func tunnelKeys(ctx context.Context, client *awsapi.Client) ([]formgn.TunnelPeer, error) {
-	all, in := []formgn.TunnelPeer{}, &formgn.DescribeTunnelKeysForRehostRequest{}
-	for {
-		out, err := awsapi.Call(ctx, client, formgn.DescribeTunnelKeysForRehost, in)
+	all, err := pages(func(token *string) ([]formgn.TunnelPeer, string, error) {
+		out, err := awsapi.Call(ctx, client, formgn.DescribeTunnelKeysForRehost, &formgn.DescribeTunnelKeysForRehostRequest{NextToken: token})
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if out.Tunnel == nil {
-			return nil, errNoVPN
+			return nil, "", errNoVPN
 		}
-		all = append(all, out.Items...)
-		if out.NextToken == "" {
-			break
-		}
-		in.NextToken = &out.NextToken
+		return out.Items, out.NextToken, nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	slices.SortStableFunc(all, func(a, b formgn.TunnelPeer) int {
 		return strings.Compare(string(a.Kind)+a.SourceServerID, string(b.Kind)+b.SourceServerID)
