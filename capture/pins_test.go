@@ -372,7 +372,7 @@ func TestEngine_AdoptsBlind(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later, and nothing shows when it has
+	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later; only a write would show when, and here none may come before
 	p.write(t, 100)
 	for _, name := range []string{"block_rq_issue", "block_rq_complete"} {
 		prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.o.Pins, "program_"+name), nil)

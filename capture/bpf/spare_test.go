@@ -90,7 +90,7 @@ func TestTracker_Spare(t *testing.T) {
 	if err := tr.links[trackerProgBlockRqIssue].Close(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later, and nothing shows when it has
+	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later; only a write would show when, and here none may come before
 	c := write(t, tr, f, n)
 	if c.Issued != n || c.Completed != n || c.LostIssues != 0 || c.LostCompletions != 0 {
 		t.Errorf("by the spare alone, %d writes were counted as %+v", n, c)
@@ -152,7 +152,7 @@ func TestPins_Spare(t *testing.T) {
 		t.Fatal(err)
 	}
 	delete(tr.links, trackerProgBlockRqIssue)
-	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later, and nothing shows when it has
+	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later; only a write would show when, and here none may come before
 	if c := write(t, tr, f, 10); c.Issued != 10 || c.LostIssues != 0 {
 		t.Errorf("by the spare alone, 10 writes were counted as %+v", c)
 	}
