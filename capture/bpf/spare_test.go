@@ -19,16 +19,7 @@ func tracked(t *testing.T) (*Tracker, *os.File) {
 		t.Skipf("SKIPPED: this kernel does not let us track requests: %v", err)
 	}
 	l := fault.Loop(t, 8<<20)
-	var st unix.Stat_t
-	if err := unix.Stat(l.Path, &st); err != nil {
-		t.Fatal(err)
-	}
-	d := Disk{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev), Granules: 2048, Tags: 4096}
-	queues, err := filepath.Glob(fmt.Sprintf("/sys/dev/block/%d:%d/mq/*/nr_tags", d.Major, d.Minor))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.Queues = uint32(len(queues))
+	d := deviceOf(t, l.Path, 2048)
 	tr, err := Load([]Disk{d}, 3)
 	if err != nil {
 		t.Fatal(err)
@@ -42,16 +33,38 @@ func tracked(t *testing.T) (*Tracker, *os.File) {
 	return tr, f
 }
 
-// write writes n blocks, 16 apart, and returns what the kernel side counted of them,
-// a write that was put back and issued again once.
-func write(t *testing.T, tr *Tracker, f *os.File, n uint64) Counters {
+// deviceOf is what the programs need to know of a device.
+func deviceOf(t testing.TB, path string, granules uint64) Disk {
 	t.Helper()
-	buf, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // on a page of its own
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	d := Disk{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev), Granules: granules, Tags: 4096}
+	queues, err := filepath.Glob(fmt.Sprintf("/sys/dev/block/%d:%d/mq/*/nr_tags", d.Major, d.Minor))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Munmap(buf)
-	before := tr.Counters(0)
+	d.Queues = uint32(len(queues))
+	return d
+}
+
+// page is a page of zeros, as direct writes want it.
+func page(t testing.TB) []byte {
+	t.Helper()
+	buf, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(buf) })
+	return buf
+}
+
+// write writes n blocks, 16 apart, to what tr has as a disk's, and returns what the kernel
+// side counted of them, a write that was put back and issued again once.
+func write(t *testing.T, tr *Tracker, disk int, f *os.File, n uint64) Counters {
+	t.Helper()
+	buf, before := page(t), tr.Counters(disk)
 	tr.Prepare()
 	tr.Flip()
 	for i := range n {
@@ -61,7 +74,7 @@ func write(t *testing.T, tr *Tracker, f *os.File, n uint64) Counters {
 	}
 	var c Counters
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) { // an end is counted a moment after it is told
-		if c = tr.Counters(0); c.Completed-before.Completed >= n {
+		if c = tr.Counters(disk); c.Completed-before.Completed >= n {
 			break
 		}
 	}
@@ -84,14 +97,14 @@ func TestTracker_Spare(t *testing.T) {
 	if s, err := tr.Skips(); err != nil || !s.Spared || s.Unseen() != s.Program {
 		t.Fatalf("%+v, %v: there is no spare", s, err)
 	}
-	if c := write(t, tr, f, n); c.Issued != n || c.Completed != n || c.LostIssues != 0 || c.LostCompletions != 0 {
+	if c := write(t, tr, 0, f, n); c.Issued != n || c.Completed != n || c.LostIssues != 0 || c.LostCompletions != 0 {
 		t.Errorf("with both, %d writes were counted as %+v", n, c)
 	}
 	if err := tr.links[trackerProgBlockRqIssue].Close(); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later; only a write would show when, and here none may come before
-	c := write(t, tr, f, n)
+	c := write(t, tr, 0, f, n)
 	if c.Issued != n || c.Completed != n || c.LostIssues != 0 || c.LostCompletions != 0 {
 		t.Errorf("by the spare alone, %d writes were counted as %+v", n, c)
 	}
@@ -153,7 +166,7 @@ func TestPins_Spare(t *testing.T) {
 	}
 	delete(tr.links, trackerProgBlockRqIssue)
 	time.Sleep(200 * time.Millisecond) // the kernel detaches a moment later; only a write would show when, and here none may come before
-	if c := write(t, tr, f, 10); c.Issued != 10 || c.LostIssues != 0 {
+	if c := write(t, tr, 0, f, 10); c.Issued != 10 || c.LostIssues != 0 {
 		t.Errorf("by the spare alone, 10 writes were counted as %+v", c)
 	}
 }

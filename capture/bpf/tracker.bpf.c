@@ -21,6 +21,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define UNROLLED 6         /* words; a request of more on a kernel without bpf_loop dirties the disk */
 #define WIDE 1024         /* granules; a request of more conflicts with everything */
 #define CPUS 16           /* counters are spread over these to keep CPUs apart */
+#define HOMES 256
 #define PRESENT (1ULL << 63)
 
 struct disk {
@@ -37,6 +38,7 @@ const volatile __u32 ndisks;
 const volatile __u32 shift = 3;
 const volatile __u8 queue_first; /* before 5.11: issue and requeue get (q, rq) */
 const volatile struct disk disks[MAX_DISKS];
+const volatile __u8 homes[HOMES]; /* by home(dev): 1 and one of the disks that are at home there, or 0 where none is */
 
 struct control {
 	volatile __u32 gen;
@@ -103,7 +105,7 @@ struct marking {
 	__u32 word0;
 };
 
-static long mark_word(__u64 i, struct marking *m)
+static __always_inline long mark_in(__u64 i, struct marking *m)
 {
 	__u64 w = (m->first >> 6) + i, mask = ~0ULL;
 	if (m->first > w << 6)
@@ -121,13 +123,15 @@ static long mark_word(__u64 i, struct marking *m)
 	return 0;
 }
 
+static long mark_word(__u64 i, struct marking *m) { return mark_in(i, m); }
+
 static __always_inline void mark(struct control *c, __u32 d, __u32 word0, __u64 first, __u64 last)
 {
 	struct marking m = { .first = first, .last = last, .word0 = word0 };
 	__u64 n = (last >> 6) - (first >> 6) + 1;
 
 	if (n == 1) {
-		mark_word(0, &m);
+		mark_in(0, &m); /* most are; without a call */
 	} else if (bpf_core_enum_value_exists(enum bpf_func_id___new, BPF_FUNC_loop___new)) {
 		bpf_loop(n, mark_word, &m, 0);
 	} else if (n <= UNROLLED) {
@@ -136,7 +140,7 @@ static __always_inline void mark(struct control *c, __u32 d, __u32 word0, __u64 
 #pragma clang loop unroll(full)
 		for (__u64 i = 0; i < UNROLLED; i++)
 			if (i < n)
-				mark_word(i, &m);
+				mark_in(i, &m);
 	} else {
 		c->whole[d & (MAX_DISKS - 1)] = 1;
 	}
@@ -144,9 +148,17 @@ static __always_inline void mark(struct control *c, __u32 d, __u32 word0, __u64 
 
 /* ---- the conflict filter */
 
+static __always_inline __u64 slot(__u64 hash)
+{
+	__u64 k = hash & (FILTER - 1);
+
+	asm volatile("" : "+r"(k)); /* keeps a sum with it a sum: 6.1's verifier loses the bounds of an OR */
+	return k;
+}
+
 /* Functions that are not static are verified once, for any argument, and not again
  * on every path that calls them. */
-__noinline int filter(__u32 gen, __u32 salt, __u64 first, __u64 last)
+__noinline int filter_many(__u32 gen, __u32 salt, __u64 first, __u64 last)
 {
 	__u32 zero = 0;
 	struct control *c = bpf_map_lookup_elem(&control, &zero);
@@ -162,11 +174,17 @@ __noinline int filter(__u32 gen, __u32 salt, __u64 first, __u64 last)
 	for (__u32 i = 0; i < WIDE; i++) {
 		if (i >= n)
 			break;
-		__u64 k = (h + i) & (FILTER - 1);
-		asm volatile("" : "+r"(k)); /* keeps the sum a sum: 6.1's verifier loses the bounds of an OR */
-		c->filter[g + k] = 1;
+		c->filter[g + slot(h + i)] = 1;
 	}
 	return 0;
+}
+
+static __always_inline void filter(struct control *c, __u32 gen, __u32 salt, __u64 first, __u64 last)
+{
+	if (first == last)
+		c->filter[(__u64)(gen & 1) * FILTER + slot((__u32)first + salt)] = 1; /* most are; without a call */
+	else
+		filter_many(gen, salt, first, last);
 }
 
 /* ---- requests */
@@ -188,6 +206,21 @@ __noinline int find_disk(__u64 dev)
 	return -1;
 }
 
+static __always_inline __u32 home(__u32 major, __u32 minor) { return (major * 37 + minor) & (HOMES - 1); }
+
+/* The programs run for every disk of the machine. That one is not tracked is known
+ * here without a search and without a call. */
+static __always_inline int disk_at(__u32 major, __u32 minor)
+{
+	__u64 dev = (__u64)major << 32 | minor;
+	__u8 at = homes[home(major, minor)];
+
+	if (!at)
+		return -1;
+	at = (at - 1) & (MAX_DISKS - 1);
+	return disks[at].dev == dev ? at : find_disk(dev);
+}
+
 static __always_inline int disk_of(struct request *rq)
 {
 	struct gendisk *disk;
@@ -198,7 +231,7 @@ static __always_inline int disk_of(struct request *rq)
 		disk = ((struct request___old *)rq)->rq_disk;
 	if (!disk)
 		return -1;
-	return find_disk((__u64)(__u32)disk->major << 32 | (__u32)disk->first_minor);
+	return disk_at(disk->major, disk->first_minor);
 }
 
 /* What a request is to the tracker. */
@@ -280,7 +313,7 @@ static __always_inline int issue(struct request *rq, int spare)
 	__u32 gen = c->gen; /* first: "issued at" means this read */
 	if (!look(rq, &s))
 		return 0;
-	filter(gen, disks[s.disk & (MAX_DISKS - 1)].salt, s.first, s.last);
+	filter(c, gen, disks[s.disk & (MAX_DISKS - 1)].salt, s.first, s.last);
 	__u64 *p = pending(rq, &s);
 	if (p) {
 		/* First marked, then forgotten: whoever flips in between finds it in one of them. */

@@ -21,6 +21,7 @@ const (
 	MaxDisks   = 64
 	filterSize = 1 << 20
 	cpuSlots   = 16
+	homes      = 256
 	present    = 1 << 63
 )
 
@@ -140,12 +141,14 @@ func (t *Tracker) attach(name string) error {
 
 func (t *Tracker) configure(spec *ebpf.CollectionSpec, shift uint32) error {
 	var table [MaxDisks]trackerDisk
+	var at [homes]uint8
 	for i, d := range t.disks {
 		_, slots := sizes(t.disks[:i])
 		table[i] = trackerDisk{
 			Dev: uint64(d.Major)<<32 | uint64(d.Minor), Granules: d.Granules, Word0: d.Word0,
 			Slot0: slots, Queues: d.Queues, Tags: d.Tags, Salt: salt(i),
 		}
+		at[home(d)] = uint8(i + 1)
 	}
 	words, slots := sizes(t.disks)
 	spec.Maps["dirty"].MaxEntries = words
@@ -160,6 +163,7 @@ func (t *Tracker) configure(spec *ebpf.CollectionSpec, shift uint32) error {
 		spec.Variables["shift"].Set(shift),
 		spec.Variables["queue_first"].Set(queueFirst),
 		spec.Variables["disks"].Set(table),
+		spec.Variables["homes"].Set(at),
 	)
 }
 
@@ -173,6 +177,9 @@ func sizes(disks []Disk) (words, slots uint32) {
 	}
 	return words, slots
 }
+
+// home is where the kernel side looks for a disk first.
+func home(d Disk) uint32 { return (d.Major*37 + d.Minor) % homes }
 
 // salt keeps the same granule of two disks apart in the filter.
 func salt(disk int) uint32 { return uint32(disk) * 0x9E3779B1 }

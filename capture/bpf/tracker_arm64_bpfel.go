@@ -62,6 +62,7 @@ const (
 	trackerProgBlockRqIssueSpare = "block_rq_issue_spare"
 	trackerProgBlockRqRequeue    = "block_rq_requeue"
 	trackerVarDisks              = "disks"
+	trackerVarHomes              = "homes"
 	trackerVarNdisks             = "ndisks"
 	trackerVarQueueFirst         = "queue_first"
 	trackerVarShift              = "shift"
@@ -130,6 +131,7 @@ type trackerMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackerVariableSpecs struct {
 	Disks      *ebpf.VariableSpec `ebpf:"disks"`
+	Homes      *ebpf.VariableSpec `ebpf:"homes"`
 	Ndisks     *ebpf.VariableSpec `ebpf:"ndisks"`
 	QueueFirst *ebpf.VariableSpec `ebpf:"queue_first"`
 	Shift      *ebpf.VariableSpec `ebpf:"shift"`
@@ -175,6 +177,7 @@ func (m *trackerMaps) Close() error {
 // It can be passed to loadTrackerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackerVariables struct {
 	Disks      *ebpf.Variable `ebpf:"disks"`
+	Homes      *ebpf.Variable `ebpf:"homes"`
 	Ndisks     *ebpf.Variable `ebpf:"ndisks"`
 	QueueFirst *ebpf.Variable `ebpf:"queue_first"`
 	Shift      *ebpf.Variable `ebpf:"shift"`
