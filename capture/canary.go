@@ -50,7 +50,7 @@ func newCanary(sysfs string, l *layout) (_ *canary, err error) {
 	if c.disk.Major, c.disk.Minor, err = c.device.Numbers(); err != nil {
 		return nil, err
 	}
-	c.disk.Queues, c.disk.Tags, err = queueShape(sysBlock(sysfs, c.disk.Major, c.disk.Minor))
+	c.disk.Queues, c.disk.Tags, err = bpf.Queues(sysBlock(sysfs, c.disk.Major, c.disk.Minor))
 	return c, err
 }
 

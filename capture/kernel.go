@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -100,9 +99,12 @@ func newKernelTracker(ctx context.Context, o Options, sources []*source, l *layo
 // shape is what the kernel side is to know of the disks.
 func (t *kernelTracker) shape() (disks []bpf.Disk, err error) {
 	for i, s := range t.sources {
-		queues, tags, err := queueShape(sysBlock(t.sysfs, s.major, s.minor))
+		queues, tags, err := bpf.Queues(sysBlock(t.sysfs, s.major, s.minor))
 		if err != nil {
 			return nil, fmt.Errorf("track %s: %w", s.disk.Name, err)
+		}
+		if queues == 0 { // what is under it must be tracked instead
+			return nil, fmt.Errorf("track %s: %w: it is not request-based, it has no queues", s.disk.Name, ErrNotSupported)
 		}
 		p := t.layout.disks[i]
 		disks = append(disks, bpf.Disk{Major: s.major, Minor: s.minor, Granules: p.granules, Word0: uint32(p.word0), Queues: queues, Tags: tags})
@@ -129,23 +131,6 @@ func (t *kernelTracker) load(ctx context.Context, disks []bpf.Disk) error {
 		return fmt.Errorf("%w: %w", ErrNotSupported, err)
 	}
 	return t.settleDown(ctx)
-}
-
-// queueShape is how many hardware queues and tags a disk has. A disk without any
-// is not request-based: what is under it must be tracked instead.
-func queueShape(dir string) (queues, tags uint32, err error) {
-	nrTags, err := filepath.Glob(filepath.Join(dir, "mq/*/nr_tags"))
-	if err != nil || len(nrTags) == 0 {
-		return 0, 0, fmt.Errorf("%w: it is not request-based (no queues in %s)", ErrNotSupported, filepath.Join(dir, "mq"))
-	}
-	for _, f := range nrTags {
-		n, err := fields(f, 1)
-		if err != nil {
-			return 0, 0, err
-		}
-		tags = max(tags, uint32(n[0]))
-	}
-	return uint32(len(nrTags)), tags, nil
 }
 
 // settleDown opens the disks' accounts once what was in flight before tracking

@@ -40,12 +40,11 @@ func deviceOf(t testing.TB, path string, granules uint64) Disk {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	d := Disk{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev), Granules: granules, Tags: 4096}
-	queues, err := filepath.Glob(fmt.Sprintf("/sys/dev/block/%d:%d/mq/*/nr_tags", d.Major, d.Minor))
-	if err != nil {
-		t.Fatal(err)
+	d := Disk{Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev), Granules: granules}
+	var err error
+	if d.Queues, d.Tags, err = Queues(fmt.Sprintf("/sys/dev/block/%d:%d", d.Major, d.Minor)); err != nil || d.Queues == 0 {
+		t.Fatalf("%s has %d queues: %v", path, d.Queues, err)
 	}
-	d.Queues = uint32(len(queues))
 	return d
 }
 

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"unsafe"
 
@@ -31,6 +34,27 @@ type Disk struct {
 	Granules     uint64 // of 2^shift sectors, a partial last one included
 	Word0        uint32 // its first word in the dirty bitmap; disks share no word
 	Queues, Tags uint32 // hardware queues, and tags of each
+}
+
+// Queues are how many hardware queues a disk has, and how many tags each of them at most, by its
+// directory in sysfs. None: it is not request-based.
+func Queues(dir string) (queues, tags uint32, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "mq/*/nr_tags"))
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return 0, 0, err
+		}
+		n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+		if err != nil {
+			return 0, 0, fmt.Errorf("read %s: %w", f, err)
+		}
+		tags = max(tags, uint32(n))
+	}
+	return uint32(len(files)), tags, nil
 }
 
 // Counters are what the kernel side has seen of one disk since it was attached.
