@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -168,83 +166,4 @@ func (b *bench) aside(ctx context.Context, name string, size int64, watch time.D
 	}
 	s, err = p.send(ctx, watch, nil, disk.Path)
 	return s, errors.Join(err, p.stop())
-}
-
-// overhead compares fio's IOPS with the tracker attached and without, on a disk and in
-// memory: the second is where nothing but the processor limits them, the worst case.
-func (b *bench) overhead(ctx context.Context) error {
-	image := filepath.Join(b.dir, "overhead.img")
-	disk, err := attach(image, 1<<30)
-	if err != nil {
-		return err
-	}
-	defer disk.Close()
-	if _, err := iops(ctx, disk.Path, 10*time.Second); err != nil { // allocates the backing file
-		return err
-	}
-	if err := b.compareIOPS(ctx, "write_overhead_memory", "in the page cache", disk.Path); err != nil {
-		return err
-	}
-	if err := disk.Close(); err != nil {
-		return err
-	}
-	direct, err := attachDirect(image)
-	if err != nil {
-		return err
-	}
-	defer direct.Close()
-	return b.compareIOPS(ctx, "write_overhead", "on a disk", direct.Path)
-}
-
-// compareIOPS measures without and with the tracker. These machines drift by more than
-// the difference within seconds; so the order in a group is without, with, with,
-// without, in which what drifts steadily cancels out, its parts are short, and there
-// are many groups.
-func (b *bench) compareIOPS(ctx context.Context, name, where, disk string) error {
-	fmt.Printf("write overhead: fio randwrite 4 KiB, queue depth 16, %s, groups of without, with, with, without\n", where)
-	var loss []float64
-	for range overheadGroups * b.rounds {
-		var without, with float64
-		for _, tracked := range []bool{false, true, true, false} {
-			measure, sum := iops, &without
-			if tracked {
-				measure, sum = trackedIOPS, &with
-			}
-			n, err := measure(ctx, disk, time.Second)
-			if err != nil {
-				return err
-			}
-			*sum += n / 2
-		}
-		loss = append(loss, (1-with/without)*100)
-		fmt.Printf("  %7.0f IOPS without, %7.0f with the tracker: %+.1f %%\n", without, with, loss[len(loss)-1])
-	}
-	b.figures[name+"_pct"] = median(loss)
-	b.figures[name+"_p25_pct"] = percentile(loss, 25)
-	b.figures[name+"_p75_pct"] = percentile(loss, 75)
-	return nil
-}
-
-// overheadGroups is how many groups are measured a round.
-const overheadGroups = 6
-
-func iops(ctx context.Context, path string, length time.Duration) (float64, error) {
-	cmd := randomWrites(ctx, path, length)
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		return 0, fmt.Errorf("fio: %w: %s", err, errs.String())
-	}
-	var result struct {
-		Jobs []struct {
-			Write struct {
-				IOPS float64 `json:"iops"`
-			} `json:"write"`
-		} `json:"jobs"`
-	}
-	if err := json.Unmarshal(out, &result); err != nil {
-		return 0, fmt.Errorf("read fio's result: %w", err)
-	}
-	return result.Jobs[0].Write.IOPS, nil
 }
