@@ -183,17 +183,24 @@ func copyProgram(dir stateDir) (path string, err error) {
 	if filepath.Clean(self) == path {
 		return path, nil
 	}
-	content, err := os.ReadFile(self)
+	in, err := os.Open(self)
 	if err != nil {
 		return "", fmt.Errorf("copy this program: %w", err)
 	}
-	if err := os.MkdirAll(dir.programDir(), 0o755); err != nil {
-		return "", fmt.Errorf("copy this program: %w", err)
+	defer in.Close()
+	next := path + installSuffix
+	if err = os.MkdirAll(dir.programDir(), 0o755); err == nil {
+		err = writeProgram(next, in)
 	}
-	if err := stateDir(dir.programDir()).write(programFile, content, true); err != nil {
-		return "", err
+	if err == nil {
+		if err = os.Rename(next, path); err != nil {
+			os.Remove(next)
+		}
 	}
-	if err := os.Chmod(path, 0o755); err != nil {
+	if err == nil {
+		err = syncDir(dir.programDir())
+	}
+	if err != nil {
 		return "", fmt.Errorf("copy this program: %w", err)
 	}
 	_ = dir.as(func() error { return os.Remove(dir.path(programFile)) }) // where agents that were root had it

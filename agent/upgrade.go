@@ -39,6 +39,7 @@ import (
 const (
 	nextSuffix     = ".next"
 	previousSuffix = ".previous"
+	installSuffix  = ".install" // that an installation puts in its place
 )
 
 const (
@@ -251,34 +252,6 @@ func writeProgram(path string, from io.Reader) (err error) {
 	}()
 	_, err = io.Copy(f, from)
 	return errors.Join(err, f.Chmod(0o755), startable(f, selinuxFS), f.Sync(), f.Close()) // the agent is another user
-}
-
-// selinuxFS is where SELinux is seen, if the kernel has it in use.
-const selinuxFS = "/sys/fs/selinux"
-
-// startable gives a program the type from which SELinux lets service managers start
-// programs: it gets that of its directory by itself, and what is below lib is not
-// started (systemd: 203/EXEC).
-func startable(f *os.File, selinux string) error {
-	if _, err := os.Stat(filepath.Join(selinux, "enforce")); err != nil {
-		return nil // it is not in use
-	}
-	const attribute = "security.selinux"
-	label := make([]byte, 4096)
-	n, err := unix.Fgetxattr(int(f.Fd()), attribute, label)
-	if err != nil {
-		return nil // a file system without labels
-	}
-	context := strings.SplitN(strings.TrimRight(string(label[:n]), "\x00"), ":", 4) // user, role, type, and a level where there are any
-	if len(context) < 3 || context[2] == "bin_t" {
-		return nil
-	}
-	context[2] = "bin_t"
-	err = unix.Fsetxattr(int(f.Fd()), attribute, append([]byte(strings.Join(context, ":")), 0), 0)
-	if errors.Is(err, unix.EINVAL) { // a policy without that type
-		return nil
-	}
-	return os.NewSyscallError("fsetxattr "+attribute, err)
 }
 
 // downloads are those of the service, of which it must be the one of the installation.
