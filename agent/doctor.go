@@ -107,6 +107,7 @@ func Diagnose(ctx context.Context, o DoctorOptions) Diagnosis {
 	d.rights()
 	d.kernel()
 	d.machine()
+	d.selinux()
 	d.disks()
 	d.neighbours()
 	d.network(ctx)
@@ -229,8 +230,5 @@ func (d *doctor) machine() {
 		d.fails("machine", fmt.Errorf("%w: installed on %s, this is %s", ErrCopied, d.config.MachineID, id), "")
 	default:
 		d.ok("machine", "known by %s", id)
-	}
-	if d.Machine.read("sys/fs/selinux/enforce") == "1" {
-		d.note(Warning, "SELinux", "a new installation labels its program bin_t; for that to outlast a relabelling of the file system: semanage fcontext -a -t bin_t "+d.dir.program()+", and restorecon if systemd may not start it (status 203)", "it is enforcing")
 	}
 }
