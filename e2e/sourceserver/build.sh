@@ -11,7 +11,8 @@
 # HOSTNAME_IN_IMAGE and TOKEN as well. KERNEL_SUITE takes the kernel from another
 # suite of Debian than this machine's; exit status 4 says that it is not to be had.
 # USERLAND=debian makes it a Debian with systemd instead of a busybox, for which
-# this must be root. What was fetched is kept in CACHE.
+# this must be root; with SELINUX=enforcing one whose SELinux enforces Debian's policy.
+# What was fetched is kept in CACHE.
 set -euo pipefail
 
 out=${1:?usage: build.sh OUTDIR}
@@ -98,10 +99,10 @@ version=$(basename "$kernel"/lib/modules/*)
 
 # A Debian with systemd, fetched once.
 debian_tree() {
-	local tree=$cache/debian uri suite
+	local tree=$cache/debian${SELINUX:+-selinux} uri suite
 	if [ ! -d "$tree" ]; then
 		read -r uri suite <<<"$(archive)"
-		debootstrap --variant=minbase --include=systemd,systemd-sysv,udev --keyring=$keys "$suite" "$tree.new.$$" "$uri" >&2
+		debootstrap --variant=minbase --include=systemd,systemd-sysv,udev${SELINUX:+,selinux-policy-default,policycoreutils-python-utils} --keyring=$keys "$suite" "$tree.new.$$" "$uri" >&2
 		rm -rf "$tree.new.$$"/var/cache/apt/* "$tree.new.$$"/var/lib/apt/lists/* "$tree.new.$$"/usr/share/{doc,locale,man}/*
 		mv -T "$tree.new.$$" "$tree" 2>/dev/null || rm -rf "$tree.new.$$"
 	fi
@@ -122,6 +123,8 @@ ExecStartPre=-/bin/busybox ip link set eth0 up
 ExecStartPre=-/bin/busybox ip route add default via 10.0.2.2
 ExecStart=/usr/sbin/sourceserver -rate 2
 Environment=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin HOME=/root
+${SELINUX:+# As root is after a login.
+SELinuxContext=unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023}
 [Install]
 WantedBy=multi-user.target
 U
@@ -134,6 +137,17 @@ U
 		sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount \
 		systemd-fsck-root systemd-fsck@.service systemd-random-seed systemd-update-utmp systemd-update-utmp-runlevel systemd-update-done systemd-sysusers systemd-hwdb-update systemd-journal-catalog-update \
 		systemd-ask-password-console.path systemd-ask-password-wall.path systemd-network-generator systemd-machine-id-commit systemd-pstore e2scrub_reap
+}
+
+# Gives all files the labels that the policy has for them, or else a first boot would, and
+# boot again. It needs no SELinux here, but /proc, in a mount namespace of its own.
+label() {
+	sed -i "s/^SELINUX=.*/SELINUX=$SELINUX/" "$root/etc/selinux/config"
+	cp -a "$work/data/." "$root/data/"
+	unshare -m sh -ec 'mount --bind /proc "$1/proc"; chroot "$1" setfiles -F /etc/selinux/default/contexts/files/file_contexts /' sh "$root"
+	rm -r "$work/data"
+	cp -a "$root/data" "$work/data"
+	rm -r "${root:?}"/data/*
 }
 
 # The user land: busybox or Debian, the server, a few files.
@@ -187,10 +201,12 @@ terminal_input serial console
 terminal_output serial console
 set timeout=0
 menuentry "Linux" {
-	linux /boot/vmlinuz root=UUID=$root_uuid ro console=ttyS0 quiet panic=5 net.ifnames=0 sourceserver.token=$token
+	linux /boot/vmlinuz root=UUID=$root_uuid ro console=ttyS0 quiet panic=5 net.ifnames=0 sourceserver.token=$token${SELINUX:+ security=selinux}
 	initrd /boot/initrd.img
 }
 G
+
+[ -z "${SELINUX:-}" ] || label
 
 # Disk 0. Sectors of 512 bytes; the root file system goes up to the last MiB.
 bios=2048 esp=4096 rootfs=20480

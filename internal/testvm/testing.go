@@ -22,7 +22,7 @@ import (
 var packages = map[string]string{
 	"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "qemu-io": "qemu-utils",
 	"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "busybox": "busybox-static", ovmfCode: "ovmf",
-	"debootstrap": "debootstrap", "sfdisk": "fdisk", "mke2fs": "e2fsprogs", "mformat": "mtools", "grub-mkimage": "grub-common", "cpio": "cpio", "depmod": "kmod",
+	"debootstrap": "debootstrap", "unshare": "util-linux", "sfdisk": "fdisk", "mke2fs": "e2fsprogs", "mformat": "mtools", "grub-mkimage": "grub-common", "cpio": "cpio", "depmod": "kmod",
 	"/usr/lib/grub/i386-pc/boot.img": "grub-pc-bin", "/usr/lib/grub/x86_64-efi": "grub-efi-amd64-bin",
 }
 
@@ -93,7 +93,7 @@ func Source(tb testing.TB) SourceImage {
 // does not have it.
 func SourceOf(tb testing.TB, suite string) SourceImage {
 	tb.Helper()
-	return source(tb, suite, "")
+	return source(tb, suite, "", "")
 }
 
 // SourceDebian is Source with a Debian and its systemd instead of a busybox. Who runs
@@ -101,10 +101,18 @@ func SourceOf(tb testing.TB, suite string) SourceImage {
 func SourceDebian(tb testing.TB) SourceImage {
 	tb.Helper()
 	Require(tb, "debootstrap")
-	return source(tb, "", "debian")
+	return source(tb, "", "debian", "")
 }
 
-func source(tb testing.TB, suite, userLand string) SourceImage {
+// SourceSELinux is SourceDebian with an SELinux that enforces Debian's policy. Commands
+// run there as those of root who has logged in.
+func SourceSELinux(tb testing.TB) SourceImage {
+	tb.Helper()
+	Require(tb, "debootstrap", "unshare")
+	return source(tb, "", "debian", "enforcing")
+}
+
+func source(tb testing.TB, suite, userLand, selinux string) SourceImage {
 	tb.Helper()
 	Require(tb, "qemu-system-x86_64", "busybox", "sfdisk", "mke2fs", "mformat", "grub-mkimage", "cpio", "depmod",
 		"/usr/lib/grub/i386-pc/boot.img", "/usr/lib/grub/x86_64-efi")
@@ -114,8 +122,8 @@ func source(tb testing.TB, suite, userLand string) SourceImage {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	dir := filepath.Join(module, "build", strings.Join(slices.DeleteFunc([]string{"source", key, suite, userLand}, func(s string) bool { return s == "" }), "-"))
-	if err := buildOnce(tb.Context(), filepath.Join(module, "e2e", "sourceserver", "build.sh"), dir, "KERNEL_SUITE="+suite, "USERLAND="+userLand); err != nil {
+	dir := filepath.Join(module, "build", strings.Join(slices.DeleteFunc([]string{"source", key, suite, userLand, selinux}, func(s string) bool { return s == "" }), "-"))
+	if err := buildOnce(tb.Context(), filepath.Join(module, "e2e", "sourceserver", "build.sh"), dir, "KERNEL_SUITE="+suite, "USERLAND="+userLand, "SELINUX="+selinux); err != nil {
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() == 4 {
 			tb.Skipf("SKIPPED: no kernel of %s: %v", suite, err)
 		}
