@@ -68,7 +68,7 @@ func Prepare(dir string) error {
 		return fmt.Errorf("prepare: %w", err)
 	}
 	for _, disk := range config.Disks {
-		if err := privilege.Readable(disk.Name, diskReaders(account)); err != nil && !errors.Is(err, fs.ErrNotExist) { // a disk may be away
+		if err := privilege.Readable(disk.Name, account, diskReaders(account)); err != nil && !errors.Is(err, fs.ErrNotExist) { // a disk may be away
 			return fmt.Errorf("prepare: %w", err)
 		}
 	}

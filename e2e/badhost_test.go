@@ -76,10 +76,11 @@ func (g *guest) badHosts(before []string) {
 
 // bareHost installs the agent where there is no group for disks, and no description of the
 // kernel's types, without which nothing is tracked: it compares instead, says so and what
-// would be better, and goes without a trace.
+// would be better, and goes without a trace. It comes to a disk that nobody may read but root,
+// and to one that is of a group without a name.
 func (g *guest) bareHost() {
 	g.t.Helper()
-	g.shell("sed -i /^disk:/d /etc/group; chown 0:0 /dev/vdb; chmod 600 /dev/vdb; mount --bind /dev/null /sys/kernel/btf/vmlinux")
+	g.shell("sed -i /^disk:/d /etc/group; chown 0:6 /dev/vdb; chmod 660 /dev/vdb; mount --bind /dev/null /sys/kernel/btf/vmlinux")
 	before := g.listing()
 	out := g.shell("(/root/rehost-agent doctor; " + g.installation("/root/rehost-agent") + ") 2>&1")
 	for _, want := range []string{"fails    eBPF", "-> the disks would be read and compared again and again instead", "cannot track changes", "read and compared again and again"} {
@@ -88,12 +89,22 @@ func (g *guest) bareHost() {
 		}
 	}
 	g.t.Log(g.status("runs as aws-replication", "the kernel refuses to let it write to disks", "Tracking       COMPARE (not supported here"))
+	if out := g.shell("stat -c '%a %g' /dev/vdb"); out != "660 6\n" {
+		g.t.Errorf("the disk of the group without a name is %s", out)
+	}
+	g.shell("/root/rehost-agent uninstall")
+	g.gone(traces)
+	g.unchanged("uninstalled from the bare machine", before)
+
+	g.shell("chown 0:0 /dev/vdb; chmod 600 /dev/vdb")
+	g.install("/root/rehost-agent")
+	g.status("Tracking       COMPARE (not supported here")
 	if out := g.shell("stat -c '%a %G' /dev/vdb"); out != "640 aws-replication\n" {
 		g.t.Errorf("without a group for disks the disk is %s", out)
 	}
 	g.shell("/root/rehost-agent uninstall")
 	g.gone(traces)
-	g.unchanged("uninstalled from the bare machine", before)
+	g.unchanged("uninstalled from the bare machine once more", before)
 	if out := g.shell("stat -c '%a %u:%g' /dev/vdb"); out != "600 0:0\n" { // the number of the group is the next one's
 		g.t.Errorf("uninstalled from the bare machine, the disk is %s", out)
 	}

@@ -92,41 +92,54 @@ func groupDir(name string) (string, error) {
 	return "", errors.New("no unified control groups are mounted (cgroup2)")
 }
 
-// Readable lets a group read a block device where nobody but root could: where no
-// udev gives disks to a group. The group may not write. What another group may read
-// stays as it is.
-func Readable(path string, group int) error {
+// Readable lets a program that runs as a user, with the group disks besides, read a block
+// device and not write to it. What nobody but root could read, because no udev gives disks to
+// a group, that group may from then on. What another group may read stays that group's,
+// whether or not it has a name here: it may have been given more than disks, so the program
+// does not become one of it, and the user's own group gets an entry in the list of the node.
+func Readable(path string, a Account, disks int) error {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("let group %d read %s: %w", group, path, err)
+		return fmt.Errorf("let user %s read %s: %w", a.Name, path, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("let group %d read %s: %w", group, path, err)
+		return fmt.Errorf("let user %s read %s: %w", a.Name, path, err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Mode&0o040 != 0 && st.Gid != 0 {
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return nil
 	}
 	same := fmt.Sprintf("/proc/self/fd/%d", fd) // what was looked at, whatever its name is by now
-	if err := errors.Join(os.Chown(same, -1, group), os.Chmod(same, os.FileMode(st.Mode&0o777&^0o020|0o040))); err != nil {
-		return fmt.Errorf("let group %d read %s: %w", group, path, err)
+	switch {
+	case st.Mode&0o040 == 0 || st.Gid == 0:
+		err = errors.Join(os.Chown(same, -1, disks), os.Chmod(same, os.FileMode(st.Mode&0o777&^0o020|0o040)))
+	case int(st.Gid) != disks && int(st.Gid) != a.GID:
+		err = listReader(same, st.Mode, a.GID)
+	}
+	if err != nil {
+		return fmt.Errorf("let user %s read %s: %w", a.Name, path, err)
 	}
 	return nil
 }
 
-// Unreadable undoes [Readable] for a group that is no more: the devices in /dev are root's
-// alone again. The kernel gives its number to the next group that is made.
+// Unreadable undoes [Readable] for a group that is no more: the devices in /dev that were its
+// are root's alone again, and it is in no list. The kernel gives its number to the next group
+// that is made.
 func Unreadable(group int) error {
 	return filepath.WalkDir("/dev", func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.Type()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
 			return nil // what has gone meanwhile, too
 		}
 		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil || int(st.Gid) != group || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 			return nil
 		}
-		if err := errors.Join(os.Lchown(path, -1, 0), os.Chmod(path, os.FileMode(st.Mode&0o707))); err != nil {
+		err = unlistReader(path, st.Mode, group)
+		if int(st.Gid) == group {
+			err = errors.Join(err, os.Lchown(path, -1, 0), os.Chmod(path, os.FileMode(st.Mode&0o707)))
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("take %s from group %d: %w", path, group, err)
 		}
 		return nil

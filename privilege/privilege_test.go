@@ -193,57 +193,142 @@ func TestAs(t *testing.T) {
 	}
 }
 
-// TestReadable: the group may read a node that nobody could, and not write, and what
-// another group may is left alone.
-func TestReadable(t *testing.T) {
+// in makes nodes in a directory of /dev, where they may be opened, of a disk of this test.
+func in(t *testing.T) (node func(name string, gid int, mode uint32) string) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: nodes are made by root")
 	}
-	for _, c := range []struct {
-		mode, want uint32
-		gid, group uint32
-	}{
-		{0o600, 0o640, 0, 60125},
-		{0o660, 0o640, 0, 60125},
-		{0o660, 0o660, 6, 6},
-		{0o600, 0o640, 6, 60125},
-	} {
-		path := filepath.Join(t.TempDir(), "disk")
-		err := errors.Join(unix.Mknod(path, unix.S_IFBLK, int(unix.Mkdev(511, 1))), os.Chown(path, 0, int(c.gid)), os.Chmod(path, os.FileMode(c.mode)), Readable(path, 60125))
-		var st unix.Stat_t
-		if err = errors.Join(err, unix.Stat(path, &st)); err != nil || st.Mode&0o777 != c.want || st.Gid != c.group {
-			t.Errorf("%o of %d: got %o of %d, want %o of %d: %v", c.mode, c.gid, st.Mode&0o777, st.Gid, c.want, c.group, err)
-		}
-	}
-}
-
-// TestUnreadable gives a device back that an agent's own group could read. Nothing else of
-// that group's in /dev is touched.
-func TestUnreadable(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: nodes are made by root")
-	}
-	group := 1_000_000 + os.Getpid() // nobody else's, also not of another run
 	dir, err := os.MkdirTemp("/dev", "rehost-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	disk, file := filepath.Join(dir, "disk"), filepath.Join(dir, "file")
-	err = errors.Join(unix.Mknod(disk, unix.S_IFBLK|0o600, int(unix.Mkdev(511, 1))), Readable(disk, group), os.WriteFile(file, nil, 0o640), os.Chown(file, 0, group))
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	var disk unix.Stat_t
+	if err := errors.Join(os.Chmod(dir, 0o711), unix.Stat(fault.Loop(t, 1<<20).Path, &disk)); err != nil {
+		t.Fatal(err)
+	}
+	return func(name string, gid int, mode uint32) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(unix.Mknod(path, unix.S_IFBLK, int(disk.Rdev)), os.Chown(path, 0, gid), os.Chmod(path, os.FileMode(mode))); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+}
+
+// opened is how one of a group alone opens a node for reading, and for writing.
+func opened(t *testing.T, path string, group int) (read, write error) {
+	t.Helper()
+	return as(t, path, os.O_RDONLY, group), as(t, path, os.O_WRONLY, group)
+}
+
+func as(t *testing.T, path string, how, group int) error {
+	t.Helper()
+	groups, err := unix.Getgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(groups) > 0 { // of all threads, for which an operator's rights in a test are no reason
+		if err := unix.Setgroups(nil); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Setgroups(groups)
+	}
+	return As(60123, group, func() error {
+		f, err := os.OpenFile(path, how, 0)
+		if err == nil {
+			f.Close()
+		}
+		return errno(err)
+	})
+}
+
+// TestReadable: the agent may read a node that nobody could by the group for disks, and one
+// that another group reads by its own: nameless, or given more than disks as Oracle's is, it
+// stays that group's. Nobody else comes to anything, and nobody but that group may write.
+func TestReadable(t *testing.T) {
+	node := in(t)
+	const own, disks, others = 60124, 60125, 60126
+	agent := Account{Name: "somebody", UID: 60123, GID: own}
+	for i, c := range []struct {
+		mode, want uint32
+		gid, group int
+		reads      int // who may then
+	}{
+		{0o600, 0o640, 0, disks, disks},
+		{0o660, 0o640, 0, disks, disks},
+		{0o600, 0o640, others, disks, disks},
+		{0o660, 0o660, disks, disks, disks},
+		{0o640, 0o640, own, own, own},
+		{0o660, 0o660, others, others, own},
+		{0o640, 0o640, others, others, own},
+	} {
+		path := node(fmt.Sprint(i), c.gid, c.mode)
+		for range 2 { // it is done before each start
+			if err := Readable(path, agent, disks); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Mode&0o777 != c.want || int(st.Gid) != c.group {
+			t.Errorf("%o of %d: got %o of %d, want %o of %d: %v", c.mode, c.gid, st.Mode&0o777, st.Gid, c.want, c.group, err)
+		}
+		for _, group := range []int{own, disks, others, others + 1} {
+			read, write := opened(t, path, group)
+			member := group == c.group
+			if may := member || group == c.reads; (read == nil) != may {
+				t.Errorf("%o of %d: group %d reads: %v", c.mode, c.gid, group, read)
+			}
+			if may := member && c.want&0o020 != 0; (write == nil) != may {
+				t.Errorf("%o of %d: group %d writes: %v", c.mode, c.gid, group, write)
+			}
+		}
+	}
+}
+
+// TestUnreadable gives a device back that an agent's own group could read, whether it was the
+// group's or lists it, and leaves a list of somebody else's. Nothing else of that group's in
+// /dev is touched.
+func TestUnreadable(t *testing.T) {
+	node := in(t)
+	group := 1_000_000 + os.Getpid() // nobody else's, also not of another run
+	other := 2_000_000 + os.Getpid()
+	agent := Account{Name: "somebody", UID: 60123, GID: group}
+	disk, listed, shared := node("disk", 0, 0o600), node("listed", other, 0o660), node("shared", other, 0o660)
+	file := filepath.Join(filepath.Dir(disk), "file")
+	err := errors.Join(listReader(shared, 0o660, other+1),
+		Readable(disk, agent, group), Readable(listed, agent, group), Readable(shared, agent, group),
+		os.WriteFile(file, nil, 0o640), os.Chown(file, 0, group))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		of, wantDisk int // whose devices are taken back, and whose the disk is then
-	}{{group + 1, group}, {group, 0}, {group, 0}} {
+		of   int // whose devices are taken back
+		left bool
+	}{{group + 1, true}, {group, false}, {group, false}} {
 		if err := Unreadable(c.of); err != nil {
 			t.Fatal(err)
 		}
-		var d, f unix.Stat_t
-		if err := errors.Join(unix.Stat(disk, &d), unix.Stat(file, &f)); err != nil || int(d.Gid) != c.wantDisk || (d.Mode&0o040 == 0) != (c.wantDisk == 0) || int(f.Gid) != group {
-			t.Errorf("after Unreadable(%d) the disk is %o of %d, the file of %d: %v", c.of, d.Mode&0o777, d.Gid, f.Gid, err)
+		var d, f, l unix.Stat_t
+		want := 0
+		if c.left {
+			want = group
 		}
+		if err := errors.Join(unix.Stat(disk, &d), unix.Stat(file, &f), unix.Stat(listed, &l)); err != nil || int(d.Gid) != want || (d.Mode&0o040 == 0) == c.left || int(f.Gid) != group || int(l.Gid) != other || l.Mode&0o777 != 0o660 {
+			t.Errorf("after Unreadable(%d) the disk is %o of %d, that of another group %o of %d, the file of %d: %v", c.of, d.Mode&0o777, d.Gid, l.Mode&0o777, l.Gid, f.Gid, err)
+		}
+		for _, path := range []string{disk, listed, shared} {
+			if read, _ := opened(t, path, group); (read == nil) != c.left {
+				t.Errorf("after Unreadable(%d) the group opens %s: %v", c.of, path, read)
+			}
+		}
+		if read, _ := opened(t, shared, other+1); read != nil {
+			t.Errorf("after Unreadable(%d) who was in the list before opens it: %v", c.of, read)
+		}
+	}
+	if _, err := unix.Getxattr(listed, accessList, nil); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("a list is left: %v", err)
 	}
 }
 
@@ -267,6 +352,9 @@ func TestMutants(t *testing.T) {
 		"SealOfNodesLeftOut": {File: "devices.go", From: "(devAccessWrite|devAccessMknod)<<16", To: "devAccessWrite<<16", Tests: "TestSealDisks$"},
 		"LinksFollowed":      {File: "drop.go", From: "{unix.SYS_SETFSUID, uid}", To: "", Tests: "TestAs$"},
 		"GroupMayWrite":      {File: "devices.go", From: "&^0o020", To: "", Tests: "TestReadable$"},
+		"ListMayWrite":       {File: "acl.go", From: "mayRead = 4", To: "mayRead = 6", Tests: "TestReadable$"},
+		"GroupTakenOver":     {File: "devices.go", From: "st.Mode&0o040 == 0 || st.Gid == 0", To: "st.Mode&0o040 == 0 || int(st.Gid) != disks", Tests: "TestReadable$"},
+		"NextGroupListed":    {File: "devices.go", From: "unlistReader(path, st.Mode, group)", To: "error(nil)", Tests: "TestUnreadable$"},
 		"NextGroupMayRead":   {File: "devices.go", From: "os.Lchown(path, -1, 0)", To: "error(nil)", Tests: "TestUnreadable$"},
 	} {
 		t.Run(name, func(t *testing.T) {
