@@ -469,6 +469,11 @@ func TestStatus_Print(t *testing.T) {
 			t.Errorf("does not say %q:\n%s", want, b.String())
 		}
 	}
+	b.Reset()
+	s.Tracking = "COMPARE"
+	if err := s.Print(&b); err != nil || !strings.Contains(b.String(), compareHint) || strings.Contains(b.String(), outrunHint) {
+		t.Errorf("where disks are compared it says (%v):\n%s", err, b.String())
+	}
 }
 
 // TestAgent_Freezer: file systems may be frozen unless who installed has said otherwise.

@@ -53,9 +53,8 @@ func (a *agent) report() (r *formgn.UpdateAgentBacklogForMgnRequest, worth bool)
 	if !tracked {
 		return r, failure != nil
 	}
-	if c.State == capture.NotConverging && r.Error == "" {
-		r.Error = formgn.ReplicationErrorNotConverging
-		r.RawError = pointer("writes outrun what is read and sent; see the backlog and the bandwidth throttling")
+	if c.Outrun != "" && r.Error == "" {
+		r.Error, r.RawError = formgn.ReplicationErrorNotConverging, pointer(clip(c.Outrun, 1000))
 	}
 	r.TrackingMethod, r.TrackingReason = formgn.TrackingMethod(c.Method), pointer(clip(trackingReason(c), 1000))
 	if c.ETA > 0 {

@@ -194,7 +194,11 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	}
 	if s.Outrun != "" {
 		line("", "NO NEWER POINT comes: %s", s.Outrun)
-		line("", "%s", outrunHint)
+		hint := outrunHint
+		if s.Tracking == string(capture.Compare) {
+			hint = compareHint
+		}
+		line("", "%s", hint)
 	}
 	if c := s.Consistency; c != nil {
 		line("Points", "%d in %d rounds, %d conflicts, the longest round %s", c.Points, c.Rounds, c.Conflicts,
@@ -208,8 +212,12 @@ func (s Status) printReplication(line func(name, format string, args ...any)) {
 	}
 }
 
-// outrunHint is what a person can do about a load that is too heavy.
-const outrunHint = "data goes on to be sent; points come again when programs write less, with more bandwidth, or where file systems may be frozen (install without --no-freeze)"
+// These are what a person can do about a load that is too heavy, where it is tracked and
+// where disks are compared.
+const (
+	outrunHint  = "data goes on to be sent; points come again when programs write less, with more bandwidth, or where file systems may be frozen (install without --no-freeze)"
+	compareHint = "data goes on to be sent; keep programs from writing for as long as reading the disks takes, or have the kernel track them (rehost-agent doctor says what it lacks)"
+)
 
 func bar(done, total int64, width int) string {
 	share := 0.0

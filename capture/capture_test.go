@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -503,6 +504,36 @@ func TestEngine_NotConverging(t *testing.T) {
 	rep.differs(t, disks)
 	// The deadline here is shorter than the pause between points of an idle disk.
 	until(t, "the state after the load has gone", func() bool { return e.Status().State == Continuous })
+}
+
+// TestEngine_ComparedInVain: a disk that is compared, and never let alone while it is read,
+// gets no point, and the state says why. It gets one as soon as it is.
+func TestEngine_ComparedInVain(t *testing.T) {
+	l := fault.Loop(t, 4<<20)
+	disks := disksOf(t, l)
+	f := openDirect(t, l.Path, 0)
+	e := openEngine(t, Options{Disks: disks, NoEBPF: true, Readers: 1})
+	rep := newReplica(disks)
+	buf := newBuffer()[:block.Size]
+	rep.putErr = func(block.Run) error { // something is read, so it is written to
+		buf[0]++
+		_, err := f.WriteAt(buf, 0)
+		return err
+	}
+	stop := start(t, e, rep, 0)
+	until(t, "the reason why no point comes", func() bool {
+		return strings.Contains(e.Status().Outrun, "there is a point only where nothing is written")
+	})
+	if s := e.Status(); s.State != InitialSync || s.Epochs != 0 || rep.consistent() != 0 {
+		t.Fatalf("status %+v", s)
+	}
+	stop()
+	rep.putErr, rep.epoch = nil, 0
+	clear(rep.staged)
+	start(t, e, rep, rep.last())
+	waitPoint(t, rep)
+	rep.differs(t, disks)
+	until(t, "the end of the reason", func() bool { return e.Status().Outrun == "" })
 }
 
 var errLost = io.ErrClosedPipe

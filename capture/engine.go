@@ -283,6 +283,7 @@ func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error)
 			if e.compare == nil {
 				continue // at once: every moment spent is one more conflict
 			}
+			e.status.disturbed()
 		default:
 			if err := e.commit(ctx, ep, block.Consistent|block.InitialSyncDone); err != nil {
 				return err

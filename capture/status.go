@@ -74,7 +74,7 @@ type Status struct {
 	LongestRound              time.Duration // from its instant to its end, once the first copy was over
 	Freezes                   uint64        // of file systems, since the engine was opened
 	LongestFreeze             time.Duration // of these
-	Outrun                    string        // why no point comes, while the state is NotConverging
+	Outrun                    string        // why no point comes: in the state NotConverging, and where disks were compared in vain
 	LastAudit                 string        // the last audit that failed, if any
 	Audited                   block.Seq     // the last point under an audit that was clean for every disk
 }
@@ -103,6 +103,7 @@ type status struct {
 	longest    time.Duration
 	freezes    uint64
 	frozen     time.Duration // at most, by one freeze
+	restless   bool          // the disks were compared, and written to meanwhile
 	unfrozen   string        // why file systems are not frozen, or were in vain
 	audit      string
 	audited    block.Seq
@@ -125,7 +126,7 @@ func (s *status) init(e *Engine) {
 func (s *status) began() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.running, s.err, s.lastTry, s.unfrozen = true, nil, time.Now(), ""
+	s.running, s.err, s.lastTry, s.restless, s.unfrozen = true, nil, time.Now(), false, ""
 }
 
 func (s *status) ended(err error) {
@@ -244,7 +245,7 @@ func (s *status) committed(e *Engine, p block.Point, flags block.Flags) {
 	}
 	s.audited = e.clean
 	if flags.Has(block.Consistent) {
-		s.point, s.lastTry, s.synced, s.rescan, s.unfrozen = p, time.Now(), true, false, ""
+		s.point, s.lastTry, s.synced, s.rescan, s.restless, s.unfrozen = p, time.Now(), true, false, false, ""
 		s.epochs++
 	}
 }
@@ -269,6 +270,13 @@ func (s *status) froze(d time.Duration) {
 	defer s.mu.Unlock()
 	s.freezes++
 	s.frozen = max(s.frozen, d)
+}
+
+// disturbed says that all was read to be compared, and is no point.
+func (s *status) disturbed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.restless = true
 }
 
 // cannotFreeze says why they are not, or why that did not help.
@@ -365,10 +373,13 @@ func (e *Engine) Status() Status {
 		out.State = Paused
 	case !s.running, s.unread != nil:
 		out.State = Stalled
-	case s.rescan:
-		out.State = Rescan
-	case !s.synced:
-		out.State = InitialSync
+	case s.rescan, !s.synced:
+		if out.State = InitialSync; s.rescan {
+			out.State = Rescan
+		}
+		if s.restless { // all has been read, and it begins again
+			out.Outrun = e.outrun("")
+		}
 	case now.Sub(s.lastTry) > e.deadline:
 		out.State, out.Outrun = NotConverging, e.outrun(s.unfrozen)
 	case now.Sub(s.lastTry) > 10*e.idle:

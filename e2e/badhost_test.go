@@ -1,9 +1,17 @@
 package e2e
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/mgn/types"
+
+	"rehost/awsapi"
 )
 
 // What a machine can be like that is to get an agent and cannot have one, or not as it
@@ -76,12 +84,13 @@ func (g *guest) badHosts(before []string) {
 
 // bareHost installs the agent where there is no group for disks, and no description of the
 // kernel's types, without which nothing is tracked: it compares instead, says so and what
-// would be better, and goes without a trace. It comes to a disk that nobody may read but root,
-// and to one that is of a group without a name.
+// would be better, comes to a durable point as soon as programs do not write, and goes without
+// a trace. It comes to a disk that nobody may read but root, and to one that is of a group
+// without a name.
 func (g *guest) bareHost() {
 	g.t.Helper()
 	g.shell("sed -i /^disk:/d /etc/group; chown 0:6 /dev/vdb; chmod 660 /dev/vdb; mount --bind /dev/null /sys/kernel/btf/vmlinux")
-	before := g.listing()
+	before, was := g.listing(), aws.ToString(g.server().DataReplicationInfo.LastSnapshotDateTime)
 	out := g.shell("(/root/rehost-agent doctor; " + g.installation("/root/rehost-agent") + ") 2>&1")
 	for _, want := range []string{"fails    eBPF", "-> the disks would be read and compared again and again instead", "cannot track changes", "read and compared again and again"} {
 		if !strings.Contains(out, want) {
@@ -92,6 +101,7 @@ func (g *guest) bareHost() {
 	if out := g.shell("stat -c '%a %g' /dev/vdb"); out != "660 6\n" {
 		g.t.Errorf("the disk of the group without a name is %s", out)
 	}
+	g.compares(was)
 	g.shell("/root/rehost-agent uninstall")
 	g.gone(traces)
 	g.unchanged("uninstalled from the bare machine", before)
@@ -108,4 +118,58 @@ func (g *guest) bareHost() {
 	if out := g.shell("stat -c '%a %u:%g' /dev/vdb"); out != "600 0:0\n" { // the number of the group is the next one's
 		g.t.Errorf("uninstalled from the bare machine, the disk is %s", out)
 	}
+}
+
+// server is the guest as the service describes it.
+func (g *guest) server() types.SourceServer {
+	g.t.Helper()
+	server, err := g.w.service.Server(g.ctx)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return server
+}
+
+// compares looks at an agent that compares. A program writes to the disk all the time: there
+// is no point, and both sides say why. It is kept from that: there is one, durable and byte by
+// byte the disk. was is the last one of the agent from before.
+func (g *guest) compares(was string) {
+	t := g.t
+	t.Helper()
+	g.t.Log(g.status("INITIAL_SYNC", "NO NEWER POINT comes: the disks are written to all the time, and compared", "data goes on to be sent; keep programs from writing"))
+	server := g.server()
+	g.until("the service says so", func() bool {
+		server = g.server()
+		e := server.DataReplicationInfo.DataReplicationError
+		return e != nil && e.Error == types.DataReplicationErrorStringNotConverging && strings.Contains(aws.ToString(e.RawError), "there is a point only where nothing is written")
+	})
+	if at := aws.ToString(server.DataReplicationInfo.LastSnapshotDateTime); at != was {
+		t.Errorf("of a disk that is written to there is a point, %s", at)
+	}
+
+	g.shell("fsfreeze --freeze /data")
+	g.t.Log(g.status("CONTINUOUS", "Tracking       COMPARE (not supported here", "Last point"))
+	replica := g.w.replica(aws.ToString(server.SourceServerID))
+	point, ok := replica.Consistent()
+	if old, err := awsapi.ParseDateTime(was); err != nil || !ok || !point.Time.After(old) {
+		t.Fatalf("the agent tells of a point, and the newest that is durable and consistent is %v of %v: %v", point.Seq, point.Time, err)
+	}
+	view, err := replica.At(point.Seq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, err := view.Disk(view.Disks()[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(disk, 0, disk.Size())); err != nil {
+		t.Fatal(err)
+	}
+	// Past the page cache, which does not see what the journal writes.
+	if is := g.shell("busybox dd if=/dev/vdb bs=1M iflag=direct 2>/dev/null | sha256sum"); !strings.HasPrefix(is, hex.EncodeToString(sum.Sum(nil))+" ") {
+		t.Errorf("the disk is %s, its replica at %v %x", is, point.Seq, sum.Sum(nil))
+	}
+	g.step("compared with its replica")
+	g.shell("fsfreeze --unfreeze /data")
 }
