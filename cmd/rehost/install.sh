@@ -13,7 +13,7 @@
 # --release-key KEY, a minisign key that you have from elsewhere. With it the
 # signature of the release must be checked, or nothing is installed.
 #
-# It needs a POSIX shell, curl or wget, and sha256sum or openssl. TMPDIR,
+# It needs a POSIX shell, curl or GNU wget, and sha256sum or openssl. TMPDIR,
 # https_proxy and no_proxy are heeded.
 set -eu
 
@@ -37,6 +37,10 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# have_wget is whether there is one that can be told whom to believe. busybox's
+# checks no certificate, and fails on the service's TLS.
+have_wget() { wget --help 2>&1 | grep -q -e --ca-certificate; }
+
 cleanup() { [ -z "${work-}" ] || rm -rf "$work"; }
 
 # choose finds the program for this machine.
@@ -49,7 +53,7 @@ choose() {
 	esac
 	program=rehost-agent-linux-$arch
 	[ -n "$sum" ] || die "the service has no agent for $(uname -m)" "put $program into the directory that rehost serve --agent-dir names"
-	have curl || have wget || die 'neither curl nor wget is there' "install one, or copy $program here and run it: rehost-agent install --help"
+	have curl || have_wget || die 'neither curl nor GNU wget is there' "install curl (busybox's wget does not do), or copy $program here and run it: rehost-agent install --help"
 	have sha256sum || have openssl || die 'neither sha256sum nor openssl is there: a download cannot be checked' 'install coreutils'
 }
 
@@ -77,12 +81,9 @@ fetch() {
 	if have curl; then
 		[ -z "$own" ] || set -- "$@" --cacert "$work/ca.pem"
 		curl -fsS --proto '=https' --connect-timeout 30 --retry 3 -o "$@" "$url"
-	elif wget --help 2>&1 | grep -q -e --ca-certificate; then
+	else
 		[ -z "$own" ] || set -- "$@" "--ca-certificate=$work/ca.pem"
 		wget -q --timeout=60 --tries=3 -O "$@" "$url"
-	else
-		# busybox's does not check certificates: the sum below says what it is.
-		wget -q -T 60 -O "$1" "$url" 2>/dev/null
 	fi || die "$url cannot be downloaded" "check that this machine reaches it (TCP 8443), https_proxy and no_proxy; the lines above say more"
 }
 

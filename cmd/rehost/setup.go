@@ -277,7 +277,7 @@ one that can only install agents and ends by itself after %[3]d days (rehost key
     echo "%[6]s  %[5]s" | sha256sum -c && chmod +x %[5]s
     ./%[5]s install --endpoint %[4]s --region %[7]s --ca-fingerprint %[8]s
 
-Or, where %[1]s/ca.pem was copied to that server (wget does as well):
+Or, where %[1]s/ca.pem was copied to that server (GNU wget does as well):
 
     curl -fsS --cacert ca.pem %[4]s/install.sh | sh
 
