@@ -1,19 +1,27 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"aead.dev/minisign"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"golang.org/x/sys/unix"
 
+	"rehost/awsapi"
+	"rehost/awsapi/formgn"
 	"rehost/e2e/site"
 )
 
@@ -293,6 +301,62 @@ func TestUpgrade_Asked(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(r.state, name)); err == nil {
 			t.Errorf("%s is left", name)
 		}
+	}
+}
+
+// TestUpgrade_Unanswered: of one agent the service does not tell how its upgrade went. That
+// is said, the others are told of all the same, and the command fails.
+func TestUpgrade_Unanswered(t *testing.T) {
+	w := newWorld(t)
+	id, secret, err := site.ReadCredentials(filepath.Join(w.service.Data, "credentials"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := w.service.Roots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin, config := credentials.NewStaticCredentialsProvider(id, secret, ""), &tls.Config{RootCAs: roots}
+	client := awsapi.NewClient(awsapi.ClientOptions{Endpoint: w.service.Endpoint, Region: site.Region, Credentials: admin, TLS: config})
+	defer client.Close()
+	var servers []string
+	for _, machine := range []string{"one", "two", "three"} { // all of them of the release that is offered
+		version, boot := "0.1.0", true
+		registered, err := awsapi.Call(t.Context(), client, formgn.RegisterAgentForMgn, &formgn.RegisterAgentForMgnRequest{AgentVersion: &version, SourceProperties: &formgn.SourceProperties{
+			MachineID: &machine, Hostname: &machine, Disks: []formgn.Disk{{DeviceName: "/dev/vda", Bytes: 1 << 20, IsBootDisk: &boot}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		servers = append(servers, registered.SourceServerID)
+	}
+
+	// Somebody who may ask all of them, and hear of all but the second.
+	transport := &http.Transport{TLSClientConfig: config}
+	defer transport.CloseIdleConnections()
+	people := iam.New(iam.Options{Region: "us-east-1", BaseEndpoint: &w.service.Endpoint, Credentials: admin, HTTPClient: &http.Client{Transport: transport}})
+	name, policy := "operator", fmt.Sprintf(`{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "mgn:*", "Resource": "*"},
+		{"Effect": "Deny", "Action": "mgn:DescribeAgentTasksForRehost", "Resource": "arn:aws:mgn:*:*:source-server/%s"}]}`, servers[1])
+	_, err = people.CreateUser(t.Context(), &iam.CreateUserInput{UserName: &name})
+	if err == nil {
+		_, err = people.PutUserPolicy(t.Context(), &iam.PutUserPolicyInput{UserName: &name, PolicyName: &name, PolicyDocument: &policy})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := people.CreateAccessKey(t.Context(), &iam.CreateAccessKeyInput{UserName: &name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(w.rehost, append([]string{"agents", "--data", w.service.Data, "upgrade"}, servers...)...)
+	cmd.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID="+*key.AccessKey.AccessKeyId, "AWS_SECRET_ACCESS_KEY="+*key.AccessKey.SecretAccessKey)
+	out, err := cmd.CombinedOutput()
+	for i, want := range []string{"SUCCEEDED", "not known: ", "SUCCEEDED"} {
+		if !regexp.MustCompile(servers[i] + ` .*` + want).Match(out) {
+			t.Errorf("of server %d it does not say %q", i+1, want)
+		}
+	}
+	if err == nil || !strings.Contains(string(out), "AccessDeniedException") || !strings.Contains(string(out), "1 of 3 agents") {
+		t.Errorf("it ends with %v: %s", err, out)
 	}
 }
 

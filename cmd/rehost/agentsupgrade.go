@@ -28,7 +28,8 @@ func (c *AgentsUpgradeCmd) Help() string {
 // errNotUpgraded says that some agents are of the version from before.
 var errNotUpgraded = errors.New("not upgraded everywhere")
 
-// Run asks all of them, and then waits for all.
+// Run asks all of them, and then waits for all. Of whom the service does not tell, that is
+// said, and the others are told of all the same.
 func (c *AgentsUpgradeCmd) Run(ctx context.Context, out io.Writer, cli *CLI) error {
 	if c.All == (len(c.SourceServerIDs) > 0) {
 		return fmt.Errorf("%w: name source servers, or --all", errUsage)
@@ -62,19 +63,24 @@ func (c *AgentsUpgradeCmd) Run(ctx context.Context, out io.Writer, cli *CLI) err
 	}
 	end := time.Now().Add(c.Wait)
 	for _, task := range asked {
-		if task, err = ended(ctx, client, task, end); err != nil {
-			return errors.Join(err, t.Flush())
+		task, err := ended(ctx, client, task, end)
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), t.Flush())
 		}
-		if task.State != formgn.AgentTaskStateSucceeded && c.Wait > 0 {
+		if err != nil || task.State != formgn.AgentTaskStateSucceeded && c.Wait > 0 {
 			failed++
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", task.SourceServerID, task.TaskID, task.Version, stateText(task))
+		state := stateText(task)
+		if err != nil {
+			state = fmt.Sprintf("not known: %v", err)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", task.SourceServerID, task.TaskID, task.Version, state)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	if failed > 0 {
-		return fmt.Errorf("%w: %d of %d agents are not of the version that the service offers", errNotUpgraded, failed, len(servers))
+		return fmt.Errorf("%w: %d of %d agents are not of the version that the service offers, or not known to be", errNotUpgraded, failed, len(servers))
 	}
 	return nil
 }
