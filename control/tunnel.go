@@ -239,25 +239,39 @@ func (c *Service) DescribeTunnelKeys(ctx context.Context, in *formgn.DescribeTun
 	}
 	places = slices.DeleteFunc(places, func(p place) bool { return p.peer.Key.String() <= after })
 	places, out.NextToken = next(c.pager, operation, nil, places, limit, func(p place) string { return p.peer.Key.String() })
+	hosts, err := c.hostsOf(ctx, places)
+	if err != nil {
+		return nil, fmt.Errorf("list tunnel keys: %w", err)
+	}
 	seen := c.opts.Tunnel.Sights()
 	for _, p := range places {
-		item := describePlace(p, seen[p.peer.Key])
-		if p.server != "" {
-			servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE id = ?`, p.server)
-			if err != nil {
-				return nil, fmt.Errorf("list tunnel keys: %w", err)
-			}
-			for _, s := range servers {
-				item.Hostname = s.name()
-			}
-		}
-		out.Items = append(out.Items, item)
+		out.Items = append(out.Items, describePlace(p, hosts[p.server], seen[p.peer.Key]))
 	}
 	return out, nil
 }
 
-func describePlace(p place, seen tunnel.Sight) formgn.TunnelPeer {
-	item := formgn.TunnelPeer{TunnelKey: p.peer.Key.String(), Address: p.peer.Key.Address().String(), Kind: formgn.TunnelPeerKindAgent, SourceServerID: p.server, NotAfter: p.notAfter,
+// hostsOf are the names of the source servers that places are of, by their ids.
+func (c *Service) hostsOf(ctx context.Context, places []place) (map[string]string, error) {
+	var ids []string
+	for _, p := range places {
+		if p.server != "" {
+			ids = append(ids, p.server)
+		}
+	}
+	hosts := map[string]string{}
+	if len(ids) == 0 {
+		return hosts, nil
+	}
+	condition, args := in("id", ids, nil)
+	servers, err := documents[*server](ctx, c.db.reader, `SELECT document FROM source_servers WHERE `+condition, args...)
+	for _, s := range servers {
+		hosts[s.ID] = s.name()
+	}
+	return hosts, err
+}
+
+func describePlace(p place, host string, seen tunnel.Sight) formgn.TunnelPeer {
+	item := formgn.TunnelPeer{TunnelKey: p.peer.Key.String(), Address: p.peer.Key.Address().String(), Kind: formgn.TunnelPeerKindAgent, SourceServerID: p.server, Hostname: host, NotAfter: p.notAfter,
 		Ports: []int32{}, Endpoint: seen.Endpoint, ReceivedBytes: &seen.Received, SentBytes: &seen.Sent}
 	if p.server == "" {
 		item.Kind = formgn.TunnelPeerKindInvitation

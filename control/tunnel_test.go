@@ -3,11 +3,14 @@ package control
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -291,6 +294,74 @@ func TestTunnel_Describe(t *testing.T) {
 	if out, err := w.DescribeTunnelKeys(t.Context(), &formgn.DescribeTunnelKeysForRehostRequest{}); err != nil || out.Tunnel != nil || len(out.Items) > 0 {
 		t.Errorf("without a tunnel: %+v, %v", out, err)
 	}
+}
+
+// TestTunnel_DescribePage: each key has its own source server's name, and a page of many asks
+// the database no more often than a page of one.
+func TestTunnel_DescribePage(t *testing.T) {
+	w, _ := withTunnel(t)
+	names := map[string]string{}
+	for i := range 5 {
+		id := fmt.Sprintf("m%d", i)
+		names[w.enter(Caller{ARN: installer}, w.register(id)).String()] = "db-" + id
+	}
+	invited := tunnel.NewKey().Public()
+	_, err := w.CreateTunnelInvitation(t.Context(), &formgn.CreateTunnelInvitationForMgnRequest{TunnelKey: invited.String(), LifetimeSeconds: 3600})
+	w.must(err)
+	names[invited.String()] = ""
+	queries := w.countReads()
+	page := func(most int32) (items []formgn.TunnelPeer, asked int64) {
+		t.Helper()
+		before := queries.Load()
+		out, err := w.DescribeTunnelKeys(t.Context(), &formgn.DescribeTunnelKeysForRehostRequest{MaxResults: &most})
+		w.must(err)
+		return out.Items, queries.Load() - before
+	}
+	all, asked := page(100)
+	if len(all) != len(names) {
+		t.Errorf("listed %+v", all)
+	}
+	for _, item := range all {
+		if want, ok := names[item.TunnelKey]; !ok || item.Hostname != want {
+			t.Errorf("the key %s is of %q, want %q", item.TunnelKey, item.Hostname, want)
+		}
+	}
+	if _, few := page(2); asked != few || few == 0 { // of two, one is an agent's at least
+		t.Errorf("a page of %d asks the database %d times, one of 2 %d times", len(all), asked, few)
+	}
+}
+
+// countReads counts what the readers of the database are asked from now on.
+func (w *world) countReads() *atomic.Int64 {
+	w.t.Helper()
+	c := &countedDriver{real: w.db.reader.Driver(), dsn: "file:" + w.path + "?_pragma=query_only(1)", queries: new(atomic.Int64)}
+	w.must(w.db.reader.Close())
+	w.db.reader = sql.OpenDB(c)
+	return c.queries
+}
+
+// A countedDriver opens connections to one database that count queries.
+type countedDriver struct {
+	real    driver.Driver
+	dsn     string
+	queries *atomic.Int64
+}
+
+func (d *countedDriver) Driver() driver.Driver { return d.real }
+
+func (d *countedDriver) Connect(context.Context) (driver.Conn, error) {
+	c, err := d.real.Open(d.dsn)
+	return &countedConn{c, d.queries}, err
+}
+
+type countedConn struct {
+	driver.Conn
+	queries *atomic.Int64
+}
+
+func (c *countedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	c.queries.Add(1)
+	return c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
 }
 
 // TestTunnel_TakenBack: an invitation that is taken back lets nobody in, and takes
