@@ -245,6 +245,11 @@ func (c *call) circumstances(in any) (policy.Context, error) {
 		keys = t.RequestTagKeys()
 	}
 	out.Set("aws:TagKeys", keys...)
+	if k, ok := in.(KeyBringer); ok {
+		for key, value := range k.ConditionKeys() {
+			out.Set(key, value)
+		}
+	}
 	return out, nil
 }
 

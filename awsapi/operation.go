@@ -98,6 +98,9 @@ type ResourceLister interface{ Resources() []Resource }
 // A TagBringer is an input that puts tags on something.
 type TagBringer interface{ RequestTags() map[string]string }
 
+// A KeyBringer is an input that conditions can ask about by keys of its service's own.
+type KeyBringer interface{ ConditionKeys() map[string]string }
+
 // A TagKeyBringer is an input that takes tags away.
 type TagKeyBringer interface{ RequestTagKeys() []string }
 

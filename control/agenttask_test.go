@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
 	"rehost/awsapi"
 	"rehost/awsapi/formgn"
 	"rehost/awsapi/mgn"
@@ -394,6 +396,39 @@ func TestAgentTask_API(t *testing.T) {
 	}
 }
 
+// TestAgentTask_Kinds: who may have bundles collected need not be who may have agents upgraded,
+// and what is denied of one kind is not of the other.
+func TestAgentTask_Kinds(t *testing.T) {
+	a := newAPIWorld(t)
+	a.opts.Release = func() (release.Version, error) { return release.Version{Major: 9}, nil }
+	id := a.register("01")
+	kinds := []formgn.AgentTaskKind{formgn.AgentTaskKindCollectLogs, formgn.AgentTaskKindUpgrade}
+	const may = `{"Effect": "Allow", "Action": "mgn:StartAgentTaskForRehost", "Resource": "*"`
+	for name, c := range map[string]struct {
+		statements string
+		allowed    []formgn.AgentTaskKind
+	}{
+		"all":       {may + `}`, kinds},
+		"collector": {may + `, "Condition": {"StringEquals": {"mgn:TaskKind": "COLLECT_LOGS"}}}`, kinds[:1]},
+		"upgrader":  {may + `, "Condition": {"StringEquals": {"mgn:taskkind": ["UPGRADE", "DANCE"]}}}`, kinds[1:]},
+		"denied":    {may + `}, {"Effect": "Deny", "Action": "mgn:*", "Resource": "*", "Condition": {"StringEquals": {"mgn:TaskKind": "UPGRADE"}}}`, kinds[:1]},
+		"neither":   {may + `, "Condition": {"Null": {"mgn:TaskKind": "true"}}}`, nil},
+	} {
+		arn, err := a.directory.CreatePolicy(t.Context(), identity.Policy{Name: name, Document: `{"Version": "2012-10-17", "Statement": [` + c.statements + `]}`})
+		a.must(err)
+		a.must(a.directory.CreateUser(t.Context(), identity.User{Name: name, Attached: []string{arn}}))
+		key, err := a.directory.CreateAccessKey(t.Context(), name)
+		a.must(err)
+		client := a.client(credentials.NewStaticCredentialsProvider(key.AccessKeyID, string(key.SecretAccessKey), ""))
+		for _, kind := range kinds {
+			_, err := awsapi.Call(t.Context(), client, formgn.StartAgentTaskForRehost, &formgn.StartAgentTaskForRehostRequest{SourceServerID: id, Kind: kind})
+			if allowed := slices.Contains(c.allowed, kind); allowed && err != nil || !allowed && !awsapi.IsError(err, awsapi.AccessDenied) {
+				t.Errorf("%s asks for %s: %v", name, kind, err)
+			}
+		}
+	}
+}
+
 // TestDescribeAgents: one line for each agent, in pages.
 func TestDescribeAgents(t *testing.T) {
 	w := newWorld(t)
@@ -427,12 +462,19 @@ func TestDescribeAgents(t *testing.T) {
 	}
 }
 
-// TestAgentTaskMutants: that an agent answers the task of another is noticed.
+// TestAgentTaskMutants: that an agent answers the task of another is noticed, and that a
+// policy about one kind of task is one about both.
 func TestAgentTaskMutants(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package")
 	}
-	testfault.Caught(t, testfault.Mutant{File: "agenttask.go", From: "tasksOfAgent+` AND id = ?`, serverID, id)", To: "`SELECT document FROM agent_tasks WHERE id = ?`, id)", Tests: "TestAgentTask_Hostile$"})
+	for name, m := range map[string]testfault.Mutant{
+		"TaskOfAnother": {File: "agenttask.go", From: "tasksOfAgent+` AND id = ?`, serverID, id)", To: "`SELECT document FROM agent_tasks WHERE id = ?`, id)", Tests: "TestAgentTask_Hostile$"},
+		"KindNotTold":   {File: "../awsapi/admit.go", From: "in.(KeyBringer); ok {", To: "in.(KeyBringer); ok && false {", Tests: "TestAgentTask_Kinds$"},
+		"KindAlwaysOne": {File: "../awsapi/formgn/conditions.go", From: "string(v.Kind)", To: `"COLLECT_LOGS"`, Tests: "TestAgentTask_Kinds$"},
+	} {
+		t.Run(name, func(t *testing.T) { testfault.Caught(t, m) })
+	}
 }
 
 // TestAgentTask_Upgrade: agents are asked to go on as a newer version that is signed, and
