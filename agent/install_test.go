@@ -479,9 +479,24 @@ func TestStatus_Print(t *testing.T) {
 // TestAgent_Freezer: file systems may be frozen unless who installed has said otherwise.
 func TestAgent_Freezer(t *testing.T) {
 	program := []string{"rehost-agent", "freezer"}
-	a := agent{options: RunOptions{Freezer: program}}
-	if c, ok := a.freezer().(*freeze.Client); !ok || !slices.Equal(c.Program, program) {
-		t.Errorf("got %+v", a.freezer())
+	a := agent{dir: DefaultStateDir, options: RunOptions{Freezer: program}}
+	socket := func() string {
+		c, ok := a.freezer().(*freeze.Client)
+		if !ok || !slices.Equal(c.Program, program) {
+			t.Fatalf("got %+v", a.freezer())
+		}
+		return c.Socket
+	}
+	if got := socket(); got != freeze.Socket {
+		t.Errorf("it listens at %s", got)
+	}
+	a.dir = "/var/lib/second"
+	if got := socket(); got == freeze.Socket || filepath.Dir(got) != runDir || got == stateDir("/var/lib/third").freezer() {
+		t.Errorf("the freezer of another agent listens at %s", got)
+	}
+	a.config.Service = ServiceSystemd
+	if got := socket(); got != freeze.Socket {
+		t.Errorf("that of systemd's unit listens at %s", got)
 	}
 	a.config.NoFreeze = true
 	if f := a.freezer(); f != nil {

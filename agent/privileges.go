@@ -211,7 +211,7 @@ func (d stateDir) leaveBehind(c Config, account privilege.Account) error {
 	defer r.Close()
 	programs := [][]string{{"finish", "--state-dir", string(d), "--bpffs", filepath.Dir(filepath.Dir(d.pins(c))), "--after-stdin"}}
 	if !c.NoFreeze {
-		programs = append(programs, []string{"freezer", "--socket", freeze.Socket, "--user", strconv.Itoa(account.UID), "--until-stdin"})
+		programs = append(programs, []string{"freezer", "--socket", d.freezer(), "--user", strconv.Itoa(account.UID), "--until-stdin"})
 	}
 	for _, args := range programs {
 		cmd := exec.Command("/proc/self/exe", args...)
@@ -225,6 +225,17 @@ func (d stateDir) leaveBehind(c Config, account privilege.Account) error {
 	_, err = unix.FcntlInt(w.Fd(), unix.F_SETFD, 0) // stays open until the agent's process ends
 	return err
 }
+
+// freezer is where the freezer of the agent of a state directory listens. Each agent has its
+// own, since a freezer ends with its agent, and of two at one place the last one is found.
+func (d stateDir) freezer() string {
+	if d.abs() == DefaultStateDir {
+		return freeze.Socket
+	}
+	return d.ownFreezer()
+}
+
+func (d stateDir) ownFreezer() string { return filepath.Join(runDir, "freezer-"+d.mark()+".sock") }
 
 // Finish removes what is left of an agent that has uninstalled itself, which it could
 // not do itself, and upgrades one that has asked for it ([Asked]), or has it upgraded by
@@ -280,6 +291,7 @@ func (d stateDir) removeTraces(bpffs string) error {
 		bpffs = defaultBPFFS
 	}
 	_ = os.Remove(filepath.Join(bpffs, "rehost-agent")) // unless another agent's pins are in it
+	_ = os.Remove(d.ownFreezer())                       // runDir stays if another agent is there
 	err := errors.Join(os.RemoveAll(d.programDir()), privilege.UnsealDisks(sealedGroup))
 	account, known := privilege.Accounts{}.Lookup(DefaultUser)
 	switch e := (privilege.Accounts{}).Remove(DefaultUser, userComment); {

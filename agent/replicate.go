@@ -396,7 +396,11 @@ func (a *agent) freezer() capture.Freezer {
 	if a.config.NoFreeze {
 		return nil
 	}
-	return &freeze.Client{Program: a.options.Freezer}
+	socket := a.dir.freezer()
+	if a.config.Service == ServiceSystemd {
+		socket = freeze.Socket // of the unit, whatever the directory
+	}
+	return &freeze.Client{Socket: socket, Program: a.options.Freezer}
 }
 
 // pins is where this process sees the directory of its pins.

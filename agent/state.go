@@ -116,12 +116,21 @@ func (d stateDir) pins(c Config) string {
 	if root == "" {
 		root = defaultBPFFS
 	}
+	return filepath.Join(root, "rehost-agent", d.mark())
+}
+
+// mark tells what is this directory's from what is another's, where agents share a place.
+func (d stateDir) mark() string {
+	name := sha256.Sum256([]byte(d.abs()))
+	return hex.EncodeToString(name[:8])
+}
+
+func (d stateDir) abs() string {
 	path, err := filepath.Abs(string(d))
 	if err != nil {
-		path = string(d)
+		return string(d)
 	}
-	name := sha256.Sum256([]byte(path))
-	return filepath.Join(root, "rehost-agent", hex.EncodeToString(name[:8]))
+	return path
 }
 
 func (p pairing) ready() bool { return p.Replicator != "" && p.Address != "" && len(p.Disks) > 0 }

@@ -455,6 +455,7 @@ func TestPrivilege_Busybox(t *testing.T) {
 		t.Errorf("the freezer of the agent that was killed runs still: %s", now)
 	}
 	g.freezes("/dev/vda", freezer, "tail -20 /tmp/agent.log")
+	g.second()
 	g.shell("/root/rehost-agent uninstall")
 	g.gone(traces)
 	if left := g.shell(freezer); left != "" {
@@ -462,4 +463,41 @@ func TestPrivilege_Busybox(t *testing.T) {
 	}
 	g.unchanged("uninstalled", before)
 	g.bareHost()
+}
+
+// second has another agent come, replicate as a source server of its own, and go: each of the
+// two has its freezer, and the first one keeps it.
+func (g *guest) second() {
+	g.t.Helper()
+	const dir, ask = "/var/lib/rehost-second", "/usr/local/lib/rehost-agent/rehost-agent freezer --try /dev/vda%s 2>&1; true"
+	g.shell(g.installation("/root/rehost-agent") + " --user-provided-id second --state-dir " + dir)
+	for _, at := range []string{"", " --socket /run/rehost-agent/freezer-*.sock"} {
+		if out := g.shell(fmt.Sprintf(ask, at)); !strings.Contains(out, "was frozen for ") {
+			g.t.Errorf("of two freezers, that at %q says: %s", at, out)
+		}
+	}
+	g.shell("/root/rehost-agent uninstall --state-dir " + dir)
+	if out := g.shell("ls -d /run/rehost-agent/freezer* " + dir + "* 2>/dev/null; true"); out != "/run/rehost-agent/freezer.sock\n" {
+		g.t.Errorf("after the second agent there is:\n%s", out)
+	}
+	if out := g.shell(fmt.Sprintf(ask, "")); !strings.Contains(out, "was frozen for ") {
+		g.t.Errorf("after the second agent has gone the freezer of the first says: %s", out)
+	}
+	servers, err := g.w.service.API.DescribeSourceServers(g.ctx, &mgn.DescribeSourceServersInput{})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, s := range servers.Items {
+		if aws.ToString(s.UserProvidedID) != "second" {
+			continue
+		}
+		_, err := g.w.service.API.DisconnectFromService(g.ctx, &mgn.DisconnectFromServiceInput{SourceServerID: s.SourceServerID})
+		if err == nil {
+			_, err = g.w.service.API.DeleteSourceServer(g.ctx, &mgn.DeleteSourceServerInput{SourceServerID: s.SourceServerID})
+		}
+		if err != nil {
+			g.t.Fatal(err)
+		}
+	}
+	g.step("the second agent has come and gone")
 }

@@ -15,7 +15,7 @@ import (
 )
 
 type freezerCommand struct {
-	Socket string        `help:"Path of the socket to listen at. Default: the one that the service manager opened (LISTEN_FDS)." type:"path" placeholder:"PATH"`
+	Socket string        `help:"Path of the socket to listen at. Default: the one that the service manager opened (LISTEN_FDS); with --try, where to ask, /run/rehost-agent/freezer.sock." type:"path" placeholder:"PATH"`
 	User   string        `help:"User, by name or number, who may ask besides root." placeholder:"USER"`
 	Most   time.Duration `help:"The longest freeze, whatever is asked for; a minute at most." default:"2s"`
 	Every  time.Duration `help:"Between the begins of two freezes at least." default:"10s"`
@@ -40,7 +40,7 @@ func (c *freezerCommand) Run() error {
 		return freeze.Watch()
 	}
 	if c.Try != "" {
-		return try(c.Try)
+		return try(c.Try, c.Socket)
 	}
 	id, err := userID(c.User)
 	if err != nil {
@@ -52,8 +52,8 @@ func (c *freezerCommand) Run() error {
 	})
 }
 
-// try freezes the file systems on a disk for a moment, as the agent would.
-func try(disk string) error {
+// try freezes the file systems on a disk for a moment, as the agent would that asks at a socket.
+func try(disk, socket string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(disk, &st); err != nil {
 		return fmt.Errorf("try a freeze: %s: %w", disk, err)
@@ -63,7 +63,7 @@ func try(disk string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c := &freeze.Client{}
+	c := &freeze.Client{Socket: socket}
 	if err := c.Prepare(ctx, []uint64{st.Rdev}); err != nil {
 		return fmt.Errorf("try a freeze of %s: %w", disk, err)
 	}
