@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"rehost/awsapi/formgn"
+	"rehost/internal/fault"
 )
 
 // unpack is what a support bundle has, by the names of its files.
@@ -44,8 +45,7 @@ func unpack(t *testing.T, bundle []byte) map[string]string {
 func TestAgent_Tasks(t *testing.T) {
 	w := newWorld(t)
 	w.install()
-	const secret = "hunter2-is-planted"
-	if err := os.WriteFile(filepath.Join(w.state, logFile), []byte("level=INFO msg=before\npassword="+secret+"\nproxy https://u:"+secret+"@proxy/\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(w.state, logFile), []byte("level=INFO msg=before\n"+strings.Join(fault.Secrets(), "\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	stop := w.run()
@@ -73,7 +73,7 @@ func TestAgent_Tasks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secrets := []string{secret, w.installer.AccessKeyID, string(w.installer.SecretAccessKey), "PRIVATE KEY"}
+	secrets := []string{fault.Secret, w.installer.AccessKeyID, string(w.installer.SecretAccessKey), "PRIVATE KEY"}
 	found := false
 	for block, rest := pem.Decode(pair); block != nil; block, rest = pem.Decode(rest) {
 		if strings.Contains(block.Type, "PRIVATE KEY") {

@@ -53,23 +53,9 @@ func write(t *testing.T, parts ...Part) []byte {
 
 func said(name, text string) Part { return Text(name, func() (string, error) { return text, nil }) }
 
-// pem is a key that is one for nobody but a pattern.
-const pem = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIPLANTEDplantedPLANTEDplantedPLANTEDplantedPLANTEDplante\nPLANTEDabc==\n-----END EC PRIVATE KEY-----\n"
-
-// planted are lines with secrets, all of which have the word PLANTED in them.
-var planted = []string{
-	`secret=PLANTED`, `"SecretAccessKey": "PLANTED/with+more"`, `X-Amz-Security-Token: PLANTED`, `aws_secret_access_key = PLANTED`,
-	`password="PLANTED, with a comma and \" a quote PLANTED"`, `passwd: 'PLANTED of several words'`, `err="dial: password=\"PLANTED in quotes\" is wrong"`,
-	`{"password":"a\"PLANTED"}`, `api_key: PLANTED`, `API-KEY=PLANTED`, `access_key=PLANTED`, `privateKey: PLANTED`, `db_password=PLANTED&x=1`,
-	`Authorization: AWS4-HMAC-SHA256 Credential=PLANTED/20260101, SignedHeaders=host, Signature=PLANTED`, `got Bearer PLANTED.eyJ`, `passphrase = PLANTED`,
-	`proxy http://user:PLANTED@proxy.example:3128/ is used`, `https://:PLANTED@host/`, `postgres://u:p@PLANTED@db/x`, `root=UUID=1 rd.luks.passphrase=PLANTED quiet`,
-	`wJalrXUtnFEMI/K7MDENG/bPxRfiCYPLANTEDEXAMPLE`, `credentials=PLANTED`,
-	pem, strings.ReplaceAll(pem, "\n", `\n`), pem[len(pem)-50:], pem[:len(pem)-60],
-}
-
 func TestRedact(t *testing.T) {
-	for _, text := range planted {
-		if got := Redact("before:\n" + text); strings.Contains(got, "PLANTED") || !strings.HasPrefix(got, "before:") {
+	for _, text := range fault.Secrets() {
+		if got := Redact("before:\n" + text); strings.Contains(got, fault.Secret) || !strings.HasPrefix(got, "before:") {
 			t.Errorf("%q became %q", text, got)
 		}
 	}
@@ -85,6 +71,7 @@ func TestRedact(t *testing.T) {
 func TestWrite(t *testing.T) {
 	dir := t.TempDir()
 	log := filepath.Join(dir, "log")
+	planted := fault.Secrets()
 	lines := planted[:len(planted)-1] // the last would take all that follows with it
 	var text strings.Builder
 	for i := 0; text.Len() < 3<<20; i++ {
@@ -103,7 +90,7 @@ func TestWrite(t *testing.T) {
 		t.Errorf("%d files of %d parts", len(files), len(parts))
 	}
 	for name, text := range files {
-		if strings.Contains(text, "PLANTED") {
+		if strings.Contains(text, fault.Secret) {
 			t.Errorf("%s: %q", name, text)
 		}
 		if strings.HasPrefix(name, "x/log") && (!strings.HasSuffix(text, "the end\n") || !strings.HasPrefix(text, "(there is more")) {
