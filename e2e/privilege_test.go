@@ -260,9 +260,13 @@ func TestPrivilege_Systemd(t *testing.T) {
 	g.gone(traces)
 	// A package's unit of another version, which lets the agent have hardly any memory.
 	g.shell("sed -i -e 's/^MemoryMax=.*/MemoryMax=8M/' -e 's,^ExecStart=,ExecStartPre=/bin/false\\n&,' /usr/lib/systemd/system/rehost-agent.service; systemctl daemon-reload")
+	g.shell("chgrp 4321 /dev/vdb") // which has no name, and is not the group for disks
 	g.install("/usr/bin/rehost-agent")
 	out := g.status("runs as aws-replication", "the kernel refuses to let it write to disks", "pinned in /run/rehost-agent/pins/", "CONTINUOUS")
 	t.Log("\n" + out)
+	if out := g.shell("stat -c '%a %g' /dev/vdb"); out != "660 4321\n" {
+		t.Errorf("the disk of the group without a name is %s", out)
+	}
 	if out := g.shell("for p in MemoryMax UnitFileState DropInPaths FragmentPath; do systemctl show --value -p $p rehost-agent; done"); !strings.HasPrefix(out, "536870912\nenabled\n/etc/systemd/system/rehost-agent.service.d/rehost-agent.conf\n") || !strings.HasSuffix(out, "/lib/systemd/system/rehost-agent.service\n") {
 		t.Errorf("systemd runs it by:\n%s", out)
 	}
