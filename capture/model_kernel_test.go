@@ -99,8 +99,9 @@ func (m *model) step(i int) {
 		m.leave(q)
 	case landing: // block by block, in any order
 		if m.chance(m.v.requeue) {
-			m.pend[q.disk][q.tag] = modelRange{}
-			q.landed, q.state = 0, queued
+			if q.state = requeued; !m.v.hasty {
+				m.soil(q.disk, m.pend[q.disk][q.tag])
+			}
 			return
 		}
 		if q.landed == 1<<q.n-1 {
@@ -115,6 +116,9 @@ func (m *model) step(i int) {
 		b := q.first + j
 		m.dev[q.disk][b] = q.id
 		m.past[q.disk][b] = append(m.past[q.disk][b], landedWrite{q.id, m.now})
+	case requeued: // and forgotten
+		m.pend[q.disk][q.tag] = modelRange{}
+		q.landed, q.state = 0, queued
 	case landed: // the completion program begins, unless it is lost
 		// The tracker waits for those that are early; here they may last longer.
 		if q.marked, q.state, q.relieved = 0, completing, false; !q.early && !(q.unseen && m.v.oneEnd) && m.chance(m.v.lostComplete) {

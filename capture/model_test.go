@@ -37,7 +37,7 @@ type modelWrite struct {
 }
 
 // A request goes queued -> issuing -> landing -> landed -> completing -> over;
-// a requeue takes it from landing back to queued. Where the issue program has a
+// a requeue takes it from landing to requeued and back to queued. Where the issue program has a
 // spare, it goes from issuing, or past it, to sparing and issuing again.
 type modelRequest struct {
 	id                 int32
@@ -60,6 +60,7 @@ const (
 	issuing
 	sparing
 	landing
+	requeued
 	landed
 	completing
 	over

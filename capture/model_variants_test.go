@@ -18,6 +18,7 @@ type variant struct {
 	spares                            bool    // a spare issue program is attached after the first
 	credulous, confident              bool    // that takes an entry for the program's; whose own skips do not count
 	forgottenFirst                    bool    // a lost completion's entry goes before its range is marked
+	hasty                             bool    // or with another request that is put back, and is not marked at all
 
 	// The process is killed at any step, and another one goes on with what is pinned.
 	crashes                         bool
@@ -64,6 +65,7 @@ var variants = []variant{
 	{name: "a spare program and kills", crashes: true, lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true},
 	{name: "M skips of the spare program not counted", lostIssue: .2, counted: true, spares: true, confident: true, mutant: true},
 	{name: "M spare program trusts an entry left by another request", lostIssue: .5, lostComplete: .3, oneEnd: true, counted: true, spares: true, credulous: true, mutant: true},
+	{name: "M a request that is put back takes what another one left with it", requeue: .3, lostIssue: .5, lostComplete: .3, oneEnd: true, counted: true, spares: true, hasty: true, mutant: true},
 	{name: "reads that fail", failing: .01, requeue: .02},
 	{name: "kills and reads that fail", failing: .01, crashes: true, there: true, rollback: .1},
 	{name: "M what cannot be read is forgotten", failing: .01, forgetful: true, mutant: true},

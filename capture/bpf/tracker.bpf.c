@@ -335,15 +335,23 @@ static __always_inline int issue(struct request *rq, int spare)
 
 static __always_inline int requeue(struct request *rq)
 {
+	__u32 zero = 0;
+	struct control *c = bpf_map_lookup_elem(&control, &zero);
 	struct seen s;
 
-	if (!look(rq, &s))
+	if (!c || !look(rq, &s))
 		return 0;
 	/* With an I/O scheduler the tag is given back before this tracepoint: then the
 	 * entry stays, and whoever gets the tag next marks its range. */
 	__u64 *p = pending(rq, &s);
-	if (p)
+	if (p) {
+		/* It may be a request's of before, whose completion was not seen: of another range, where
+		 * this one's issue was not seen either, or of the same, which the spare took for its own. */
+		__u64 old = *(volatile __u64 *)p;
+		if (old)
+			mark(c, s.disk, s.word0, first_of(old), last_of(old));
 		__sync_lock_test_and_set(p, 0);
+	}
 	__sync_fetch_and_add(&s.n->requeued, 1);
 	return 0;
 }
@@ -387,10 +395,10 @@ int block_rq_complete(__u64 *ctx)
 		 * is of a request before, whose completion was not seen: nor was this one's issue. */
 		__u64 old = *(volatile __u64 *)p;
 		int others = old && (first_of(old) > s.first || (last_of(old) != s.last && (old & LONGEST) != LONGEST));
-		if (others) {
+		if (old && old != entry(&s)) /* of a part, too: another's may end where this one does */
 			mark(c, s.disk, s.word0, first_of(old), last_of(old));
+		if (others)
 			__sync_fetch_and_add(&s.n->lost_completions, 1);
-		}
 		if (!old || others)
 			__sync_fetch_and_add(&s.n->lost_issues, 1);
 		__sync_lock_test_and_set(p, 0);
