@@ -24,8 +24,8 @@ const overheadSize = 1 << 30
 
 // overhead compares fio's IOPS with the tracker attached and without: on the disk that this
 // machine's files are on, as on a source server, and on a loop device, past the page cache and
-// in it. There nothing but the processor is the limit, and a write past the cache is two
-// requests for which the programs run, so that these are the worst cases.
+// in it. There a write past the cache is two requests for which the programs run, and in it
+// nothing but the processor is the limit, so that these are the worst cases.
 func (b *bench) overhead(ctx context.Context) error {
 	image := filepath.Join(b.dir, "overhead.img")
 	defer os.Remove(image)
