@@ -287,8 +287,9 @@ func TestAgent_DiskGone(t *testing.T) {
 	w.disks[1].Resize(t, 0)
 	w.says("unplugged", "STALLED", "attach the disk again")
 	w.disks[1].Resize(t, diskSize)
+	w.equal("there again, and empty")
 	w.scribble(1, 0, diskSize)
-	w.equal("there again")
+	w.equal("written to")
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -555,7 +555,7 @@ func (w *world) differs() string {
 		if err != nil {
 			return err.Error()
 		}
-		want, err := os.ReadFile(d.Path)
+		want, err := d.Content()
 		if err != nil {
 			return err.Error()
 		}

@@ -129,6 +129,9 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	}()
 	for _, d := range o.Disks {
 		s, err := openSource(d)
+		if errors.Is(err, ErrGone) { // as for Run
+			return nil, errors.Join(err, Unpin(o.Pins))
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -231,9 +234,16 @@ func newEngine(o Options, l layout, t Tracker) *Engine {
 // Run replicates to one sink until ctx ends or something fails: the error of the
 // sink, a [*DiskError], or ctx's cause. last is the sink's last committed epoch.
 // Afterwards Run may be called with another sink and goes on from what this one
-// has acknowledged; a sink whose last epoch does not fit gets everything again.
+// has acknowledged; a sink whose last epoch does not fit gets everything again. After
+// [ErrGone] all disks are compared with the replica, as by [Engine.Rescan].
 func (e *Engine) Run(ctx context.Context, sink Sink, last block.Seq) (err error) {
-	defer func() { e.fold(); e.status.ended(err) }()
+	defer func() {
+		e.fold()
+		if errors.Is(err, ErrGone) { // what was done to it meanwhile, nobody here saw
+			e.Rescan()
+		}
+		e.status.ended(err)
+	}()
 	e.attach(sink)
 	defer e.attach(nil)
 	ep := &epoch{sink: sink}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rehost/capture/bpf"
 )
 
@@ -177,7 +179,9 @@ func (t *kernelTracker) identify(o Options, disks []bpf.Disk) (id identity, err 
 }
 
 // identifyDisk tells a disk from one that has its number later. Since 5.15 the
-// kernel numbers disks as they appear, and uses no number twice.
+// kernel numbers disks as they appear, and uses no number twice. Before, its entry in
+// /sys has such a number; by name and serial it would be the same disk also after it
+// was away, on another machine perhaps.
 func (t *kernelTracker) identifyDisk(h hash.Hash, s *source) error {
 	dir, err := filepath.EvalSymlinks(sysBlock(t.sysfs, s.major, s.minor))
 	if err != nil {
@@ -185,7 +189,11 @@ func (t *kernelTracker) identifyDisk(h hash.Hash, s *source) error {
 	}
 	seq, err := fields(filepath.Join(dir, "diskseq"), 1)
 	if errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintf(h, "%q ", System{Sysfs: t.sysfs}.identities(filepath.Base(dir), s.disk.Name))
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return fmt.Errorf("identify %s: %w", s.disk.Name, err)
+		}
+		fmt.Fprintf(h, "%q of inode %d ", System{Sysfs: t.sysfs}.identities(filepath.Base(dir), s.disk.Name), st.Ino)
 	} else if err != nil {
 		return err
 	}

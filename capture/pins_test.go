@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -360,6 +361,56 @@ func TestEngine_AdoptsAnotherDisk(t *testing.T) {
 	if s := e.Status(); !strings.Contains(s.Keeps, "the disks are not the same") {
 		t.Fatalf("tracking %s", s.Keeps)
 	}
+}
+
+// TestEngine_DiskComesBack takes a disk away and brings it back with other content, as
+// one comes back that was in another machine. The kernel's number of it is the same;
+// nothing tracked that, and the replica is right all the same.
+func TestEngine_DiskComesBack(t *testing.T) {
+	for name, meet := range map[string]func(*testing.T, *pinned, *Engine) *Engine{
+		"through the same engine": func(_ *testing.T, _ *pinned, e *Engine) *Engine { return e },
+		"through another": func(t *testing.T, p *pinned, e *Engine) *Engine {
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+			p.back(t)
+			return openEngine(t, p.o)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPinned(t)
+			e := openEngine(t, p.o)
+			done := make(chan error, 1)
+			go func() { done <- e.Run(t.Context(), p.rep, p.rep.last()) }()
+			waitPoint(t, p.rep)
+			p.loops[0].Resize(t, 0)
+			if err := <-done; !errors.Is(err, ErrGone) {
+				t.Fatalf("got %v, want %v", err, ErrGone)
+			}
+			p.back(t)
+			start(t, meet(t, p, e), p.rep, p.rep.last())
+			waitPoint(t, p.rep)
+			p.rep.differs(t, p.disks)
+		})
+	}
+	t.Run("seen by who looks for it", func(t *testing.T) {
+		p := newPinned(t)
+		p.loops[0].Resize(t, 0)
+		if _, err := Open(t.Context(), p.o); !errors.Is(err, ErrGone) {
+			t.Fatalf("got %v, want %v", err, ErrGone)
+		}
+		p.back(t)
+		start(t, openEngine(t, p.o), p.rep, p.rep.last())
+		waitPoint(t, p.rep)
+		p.rep.differs(t, p.disks)
+	})
+}
+
+// back brings the disk back, which holds something else now.
+func (p *pinned) back(t *testing.T) {
+	t.Helper()
+	p.loops[0].Resize(t, p.disks[0].Size)
+	p.loops[0].Overwrite(t, 1<<20, bytes.Repeat([]byte("elsewhere"), 1000))
 }
 
 // TestEngine_AdoptsBlind detaches the programs for a moment while there is no

@@ -5,9 +5,11 @@ package fault
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +51,25 @@ func (d *Disk) Overwrite(t testing.TB, at int64, data []byte) {
 	if err := errors.Join(err, dev.Close()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Content is what the disk holds, past the kernel's cache: that holds on to what was
+// there while somebody has the device open, also where the disk came back as another.
+func (d *Disk) Content() ([]byte, error) {
+	f, err := os.OpenFile(d.Path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	const page = 4096
+	buf := make([]byte, size+page)
+	buf = buf[-uintptr(unsafe.Pointer(&buf[0]))&(page-1):][:size]
+	_, err = io.ReadFull(io.NewSectionReader(f, 0, size), buf)
+	return buf, err
 }
 
 // Resize makes the disk smaller or larger, and the kernel knows. Of size 0 it is as
