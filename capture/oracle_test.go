@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -33,7 +35,11 @@ type oracle struct {
 
 func newOracle(t *testing.T, disk func(testing.TB, int64) *fault.Disk, seed uint64, pace time.Duration) *oracle {
 	t.Helper()
-	loops := []*fault.Disk{disk(t, 2<<20), disk(t, 1<<20+512*3), disk(t, 1<<20)}
+	return oracleOf(t, []*fault.Disk{disk(t, 2<<20), disk(t, 1<<20+512*3), disk(t, 1<<20)}, seed, pace)
+}
+
+func oracleOf(t *testing.T, loops []*fault.Disk, seed uint64, pace time.Duration) *oracle {
+	t.Helper()
 	o := &oracle{disks: disksOf(t, loops...)}
 	o.engine = openEngine(t, Options{Disks: o.disks, Pause: time.Millisecond})
 	o.rep = newReplica(o.disks)
@@ -102,13 +108,66 @@ func TestEngine_Oracle(t *testing.T) {
 			if err := o.run(t, o.rep, enough); err != nil {
 				t.Error(err)
 			}
-			o.recorder.Stop()
-			slices.Sort(o.slack)
-			s := o.engine.Status()
-			t.Logf("%v; %d points judged, %d rounds, %d conflicts; %d sectors in flight at a point, %d cut; slack p50 %v, p99 %v; audit %q", o.recorder,
-				o.points, s.Rounds, s.Conflicts, o.flying, o.cut, o.slack[len(o.slack)/2], o.slack[len(o.slack)*99/100], s.LastAudit)
-			if o.points < 100 {
-				t.Errorf("only %d points: nothing is shown", o.points)
+			o.report(t, 100)
+		})
+	}
+}
+
+// report ends the writers and says what was judged, which must be at least so many
+// points.
+func (o *oracle) report(t *testing.T, least int) {
+	t.Helper()
+	o.recorder.Stop()
+	slices.Sort(o.slack)
+	s := o.engine.Status()
+	if o.points < least {
+		t.Fatalf("only %d points: nothing is shown; status %+v", o.points, s)
+	}
+	t.Logf("%v; %d points judged, %d rounds, %d conflicts; %d sectors in flight at a point, %d cut; slack p50 %v, p99 %v; audit %q", o.recorder,
+		o.points, s.Rounds, s.Conflicts, o.flying, o.cut, o.slack[len(o.slack)/2], o.slack[len(o.slack)*99/100], s.LastAudit)
+}
+
+// shortQueue names a disk whose driver puts back some of the requests that it was
+// given, since it has no room for them, and that holds zeros: internal/testvm makes a
+// machine with one. It is written to.
+const shortQueue = "REHOST_SHORT_QUEUE"
+
+// TestEngine_OracleRequeues is TestEngine_Oracle with requests that begin, are put
+// back and begin again: with the tag that they had, or, below a scheduler, after they
+// have given it away.
+func TestEngine_OracleRequeues(t *testing.T) {
+	disk := os.Getenv(shortQueue)
+	if disk == "" {
+		t.Skipf("SKIPPED: no disk that puts requests back is named by %s; TestKernel has one", shortQueue)
+	}
+	for _, scheduler := range []string{"none", "mq-deadline"} {
+		t.Run(scheduler, func(t *testing.T) {
+			if err := os.WriteFile("/sys/block/"+filepath.Base(disk)+"/queue/scheduler", []byte(scheduler), 0); err != nil {
+				t.Fatal(err)
+			}
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			o := oracleOf(t, []*fault.Disk{fault.Given(disk)}, seed, 2*time.Millisecond)
+			kernel := o.engine.tracker.(*kernelTracker).bpf
+			const least = 25
+			if err := o.run(t, o.rep, func(n int) bool { return n >= least && kernel.Counters(0).Requeued >= least }); err != nil {
+				t.Error(err)
+			}
+			o.report(t, least)
+			n := kernel.Counters(0)
+			if t.Logf("%+v", n); n.Requeued < least {
+				t.Errorf("only %d requests were put back: nothing is shown", n.Requeued)
+			}
+			o.rep.epoch = 0 // a session drops what the one before did not commit
+			stop := start(t, o.engine, o.rep, o.rep.last())
+			waitPoint(t, o.rep)
+			stop()
+			o.rep.differs(t, o.disks)
+			if s := o.engine.Status(); s.Retractions != 0 {
+				t.Errorf("%d points were withdrawn: %s", s.Retractions, s.LastAudit)
+			}
+			if _, err := openDirect(t, disk, 0).Write(newBuffer()[:o.disks[0].Size]); err != nil { // zeros for the next
+				t.Fatal(err)
 			}
 		})
 	}

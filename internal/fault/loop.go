@@ -82,6 +82,10 @@ func (d *Disk) Resize(t testing.TB, size int64) {
 	}
 }
 
+// Given is a disk that is there already, and stays when the test ends. It can only be
+// written to.
+func Given(path string) *Disk { return &Disk{Device: &loop.Device{Path: path}} }
+
 // Loop makes a disk of size bytes: a loop device over a sparse file in the
 // test's own directory, gone when the test ends. Where the machine has no loop
 // devices the test is skipped, with the reason.
