@@ -68,7 +68,6 @@ type observation struct {
 type baseline struct {
 	observation
 	before observation // at the audit before
-	lost   bool        // a completion is known to be missing in counts
 	missed uint32      // what the tracker had missed then, or when the account was found right, its lower half
 }
 
@@ -352,7 +351,7 @@ func (t *kernelTracker) auditDisk(i int, missed uint32) (bool, error) {
 	// Nothing has happened since the audit before, so what still stands in the
 	// pending table is no request.
 	if now := (observation{st, counts}); now == base.before {
-		base.lost = t.bpf.Sweep(i) > 0 || base.lost
+		base.counts.LostCompletions -= uint64(t.bpf.Sweep(i)) // each of them one more since
 	} else {
 		base.before = now
 	}
@@ -366,7 +365,7 @@ func (t *kernelTracker) auditDisk(i int, missed uint32) (bool, error) {
 	if kernel > seen && t.bpf.InFlight(i) > 0 {
 		return false, nil // a completion is missing; the next quiet audit will know
 	}
-	if kernel > seen && base.missed == missed && (base.lost || counts.LostCompletions > base.counts.LostCompletions) {
+	if kernel > seen && base.missed == missed && int64(counts.LostCompletions-base.counts.LostCompletions) > 0 {
 		// Completions that never came are known and their blocks marked, since all begins
 		// were seen: only the sum is short of them. The account starts anew.
 		return true, t.open(i)

@@ -17,7 +17,7 @@ import (
 // endian, as on every machine that runs this.
 const (
 	recordMagic   = "RHPINS\r\n"
-	recordVersion = 3
+	recordVersion = 4
 
 	recVersion  = 8
 	recActive   = 12 // which copy counts
@@ -52,7 +52,6 @@ const (
 	flagHalfway = 16
 
 	flagOpen = 1
-	flagLost = 2
 )
 
 // An identity is what must be the same for tracking to go on: else it is about
@@ -116,7 +115,7 @@ func (r record) write(p position, missed uint64, accounts []baseline, now time.T
 	le.PutUint64(b[copyWritten:], uint64(now.UnixNano()))
 	for i, a := range accounts {
 		c := b[copyFirst+i*accSize:][:accSize]
-		le.PutUint32(c[accFlags:], bit(a.stats.inFlight == 0, flagOpen)|bit(a.lost, flagLost))
+		le.PutUint32(c[accFlags:], bit(a.stats.inFlight == 0, flagOpen))
 		le.PutUint32(c[accMissed:], a.missed)
 		le.PutUint64(c[accKernel:], a.stats.bytes)
 		for j, n := range counterList(&a.counts) {
@@ -145,7 +144,7 @@ func (r record) read() (p position, missed uint64, accounts []baseline, written 
 	for i := range int(n) {
 		c, a := b[copyFirst+i*accSize:][:accSize], baseline{}
 		a.missed = le.Uint32(c[accMissed:])
-		a.stats.bytes, a.lost = le.Uint64(c[accKernel:]), le.Uint32(c[accFlags:])&flagLost != 0
+		a.stats.bytes = le.Uint64(c[accKernel:])
 		if le.Uint32(c[accFlags:])&flagOpen == 0 {
 			a.stats.inFlight = 1
 		}

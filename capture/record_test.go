@@ -60,7 +60,7 @@ func TestRecord_Write(t *testing.T) {
 	r.create(identity{})
 	first := position{acked: 5, asked: 6, clean: 4, whole: true, started: true, point: block.Point{Seq: 5, Time: time.Unix(7, 8)}}
 	second := position{acked: 7, asked: 7, clean: 7, halfway: true, synced: true, suspect: true}
-	accounts := []baseline{{observation: observation{stats: diskstats{bytes: 1}, counts: bpf.Counters{Issued: 2, OutOfRange: 3}}}, {observation: observation{stats: diskstats{inFlight: 1}}, lost: true}}
+	accounts := []baseline{{observation: observation{stats: diskstats{bytes: 1}, counts: bpf.Counters{Issued: 2, OutOfRange: 3}}}, {observation: observation{stats: diskstats{inFlight: 1}}}}
 	r.write(first, 9, accounts, time.Unix(10, 0))
 	check := func(want position) {
 		t.Helper()

@@ -341,8 +341,6 @@ static __always_inline int requeue(struct request *rq)
 
 	if (!c || !look(rq, &s))
 		return 0;
-	/* With an I/O scheduler the tag is given back before this tracepoint: then the
-	 * entry stays, and whoever gets the tag next marks its range. */
 	__u64 *p = pending(rq, &s);
 	if (p) {
 		/* It may be a request's of before, whose completion was not seen: of another range, where
@@ -351,6 +349,11 @@ static __always_inline int requeue(struct request *rq)
 		if (old)
 			mark(c, s.disk, s.word0, first_of(old), last_of(old));
 		__sync_lock_test_and_set(p, 0);
+	} else {
+		/* With an I/O scheduler the tag is given back before this tracepoint: then the entry
+		 * stays, and whoever gets the tag next marks its range and counts a lost completion.
+		 * It is none, and is taken off here. */
+		__sync_fetch_and_add(&s.n->lost_completions, -1);
 	}
 	__sync_fetch_and_add(&s.n->requeued, 1);
 	return 0;

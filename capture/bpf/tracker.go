@@ -61,7 +61,7 @@ func Queues(dir string) (queues, tags uint32, err error) {
 type Counters struct {
 	Issued, Completed, Requeued uint64
 	Bytes                       uint64 // written and discarded, as diskstats count them
-	LostCompletions             uint64 // found by the pending table and made good
+	LostCompletions             uint64 // found by the pending table and made good; below zero, as a negative int64, while requests that gave their tag away have left entries there
 	LostIssues                  uint64 // a completion whose issue was never seen
 	Passthrough                 uint64 // commands that write without saying where
 	OutOfRange                  uint64 // sector, queue or tag beyond what was announced
