@@ -39,7 +39,12 @@ func (b *bench) overhead(ctx context.Context) error {
 	if err := unix.Stat(image, &st); err != nil {
 		return err
 	}
-	if err := b.compareIOPS(ctx, "write_overhead", "in a file, its disk tracked", image, st.Dev); err != nil {
+	err := b.compareIOPS(ctx, "write_overhead", "in a file, its disk tracked", image, st.Dev)
+	if errors.Is(err, errNoRequests) { // LVM, or a file system over several disks
+		fmt.Printf("write overhead in a file: left out, %s is on no disk that can be tracked (%v); --dir takes another\n", b.dir, err)
+		err = nil
+	}
+	if err != nil {
 		return err
 	}
 	for _, way := range []struct {
@@ -64,12 +69,15 @@ func (b *bench) overhead(ctx context.Context) error {
 	return nil
 }
 
+// errNoRequests is of what has no disk of its own, or one that others stand for.
+var errNoRequests = errors.New("there are no requests of it that programs could see")
+
 // diskOf is the whole disk that a number is of, or of a part of which it is, as the kernel side
-// of tracking knows it.
+// of tracking knows it. The error may be errNoRequests.
 func diskOf(number uint64) (d bpf.Disk, err error) {
 	dir, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(number), unix.Minor(number)))
 	if err != nil {
-		return d, fmt.Errorf("find a disk: %w", err)
+		return d, fmt.Errorf("find a disk: %w: %w", errNoRequests, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
 		dir = filepath.Dir(dir)
@@ -84,7 +92,9 @@ func diskOf(number uint64) (d bpf.Disk, err error) {
 		}
 	}
 	d.Granules = (d.Granules + 7) / 8 // of 4 KiB
-	d.Queues, d.Tags, err = bpf.Queues(dir)
+	if d.Queues, d.Tags, err = bpf.Queues(dir); err == nil && d.Queues == 0 {
+		err = fmt.Errorf("find a disk: %s: %w", filepath.Base(dir), errNoRequests)
+	}
 	return d, err
 }
 
