@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -125,31 +126,16 @@ func (c *AgentsSupportBundleCmd) task(ctx context.Context, client *awsapi.Client
 	if err != nil {
 		return nil, err
 	}
-	wait, done := context.WithTimeout(ctx, c.Wait)
-	defer done()
-	for {
-		tasks, err := tasksOf(ctx, client, c.SourceServerID)
-		if err != nil {
-			return nil, err
-		}
-		i := slices.IndexFunc(tasks, func(t formgn.AgentTask) bool { return t.TaskID == asked.Task.TaskID })
-		switch {
-		case i < 0:
-			return nil, fmt.Errorf("task %s is not there any more", asked.Task.TaskID)
-		case tasks[i].State == formgn.AgentTaskStateSucceeded:
-			return &tasks[i], nil
-		case tasks[i].EndedDateTime != "" || tasks[i].State == formgn.AgentTaskStateExpired:
-			return nil, fmt.Errorf("%w: task %s is %s: %q", errNoBundle, tasks[i].TaskID, tasks[i].State, tasks[i].Message)
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-wait.Done():
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, fmt.Errorf("%w: the agent has not sent one within %v, and can do so until %s; --last downloads it then", errNoBundle, c.Wait, tasks[i].DeadlineDateTime)
-		}
+	task, err := ended(ctx, client, *asked.Task, time.Now().Add(c.Wait))
+	switch {
+	case err != nil:
+		return nil, err
+	case task.State == formgn.AgentTaskStateSucceeded:
+		return &task, nil
+	case task.EndedDateTime != "" || task.State == formgn.AgentTaskStateExpired:
+		return nil, fmt.Errorf("%w: task %s is %s: %q", errNoBundle, task.TaskID, task.State, task.Message)
 	}
+	return nil, fmt.Errorf("%w: the agent has not sent one within %v, and can do so until %s; --last downloads it then", errNoBundle, c.Wait, task.DeadlineDateTime)
 }
 
 var errNoBundle = errors.New("no support bundle")
@@ -160,6 +146,32 @@ func tasksOf(ctx context.Context, client *awsapi.Client, server string) ([]formg
 		return nil, err
 	}
 	return out.Tasks, nil
+}
+
+// ended waits until a task has ended, or that time has come, and returns it as it is then. A
+// service that does not answer, as while it is restarted, is asked again until that time; one
+// that refuses is not.
+func ended(ctx context.Context, client *awsapi.Client, task formgn.AgentTask, until time.Time) (formgn.AgentTask, error) {
+	for {
+		tasks, err := tasksOf(ctx, client, task.SourceServerID)
+		if err == nil {
+			i := slices.IndexFunc(tasks, func(t formgn.AgentTask) bool { return t.TaskID == task.TaskID })
+			if i < 0 {
+				return task, fmt.Errorf("task %s is not there any more", task.TaskID)
+			}
+			task = tasks[i]
+		}
+		var answer *awsapi.CallError
+		refused := errors.As(err, &answer) && answer.Status < 500 && answer.Status != http.StatusTooManyRequests
+		if task.EndedDateTime != "" || task.State == formgn.AgentTaskStateExpired || refused || !time.Now().Before(until) {
+			return task, err
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return task, ctx.Err()
+		}
+	}
 }
 
 // download writes a bundle, which must be what the service says of it.

@@ -93,26 +93,3 @@ func stateText(t formgn.AgentTask) string {
 	}
 	return fmt.Sprintf("%s: %q", t.State, t.Message)
 }
-
-// ended waits until a task has ended, or that time has come, and returns it as it is then.
-func ended(ctx context.Context, client *awsapi.Client, task formgn.AgentTask, until time.Time) (formgn.AgentTask, error) {
-	for {
-		tasks, err := tasksOf(ctx, client, task.SourceServerID)
-		if err != nil {
-			return task, err
-		}
-		for _, t := range tasks {
-			if t.TaskID == task.TaskID {
-				task = t
-			}
-		}
-		if task.EndedDateTime != "" || task.State == formgn.AgentTaskStateExpired || !time.Now().Before(until) {
-			return task, nil
-		}
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return task, ctx.Err()
-		}
-	}
-}
