@@ -287,6 +287,35 @@ func TestReadable(t *testing.T) {
 	}
 }
 
+// TestReadable_NoLists: where a file system keeps no access control lists, what to do is
+// said, and the node stays as it is.
+func TestReadable_NoLists(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: mounts a file system")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "ramfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	path := filepath.Join(dir, "disk")
+	err := unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, 255)))
+	if err := errors.Join(err, os.Chown(path, 0, 60126), os.Chmod(path, 0o660)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Readable(path, Account{Name: "somebody", UID: 60123, GID: 60124}, 60125); !errors.Is(err, unix.ENOTSUP) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "chgrp disk") {
+		t.Errorf("it is not said what to do: %v", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || st.Mode&0o777 != 0o660 || st.Gid != 60126 {
+		t.Errorf("the node is %o of %d, was 660 of 60126: %v", st.Mode&0o777, st.Gid, err)
+	}
+}
+
 // TestUnreadable gives a device back that an agent's own group could read, whether it was the
 // group's or lists it, and leaves a list of somebody else's. Nothing else of that group's in
 // /dev is touched.
