@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,11 @@ func (s *identities) disconnect(a, b *installedAgent) {
 		t.Fatal(err)
 	}
 	pair, replicator := s.pair(a), s.replicator(a)
+	admin := s.client(provider(s.admin))
+	eventually(t, s.ctx, "its jobs to end", func() bool { // the developer's test
+		jobs, err := admin.DescribeJobs(s.ctx, &mgn.DescribeJobsInput{})
+		return err == nil && !slices.ContainsFunc(jobs.Items, func(j types.Job) bool { return j.Status != types.JobStatusCompleted })
+	})
 	s.aws(s.admin, nil, "mgn", "disconnect-from-service", "--source-server-id", a.id)
 	since := time.Now()
 	err := ask()
