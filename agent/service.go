@@ -125,12 +125,15 @@ func startDetached(program string, dir stateDir) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start agent: %w", err)
 	}
-	gone := make(chan error, 1)
-	go func() { gone <- cmd.Wait() }() // ends with the agent, or with this process
+	gone := make(chan struct{})
+	go func() { // ends with the agent, or with this process
+		cmd.Wait()
+		close(gone)
+	}()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
 		select {
-		case err := <-gone:
-			return fmt.Errorf("start agent: it ended at once (%v): %s", err, dir.lastLine(logFile)) // the file may go with the installation
+		case <-gone:
+			return fmt.Errorf("start agent: it ended at once (%v): %s", cmd.ProcessState, dir.lastLine(logFile)) // the file may go with the installation
 		case <-time.After(20 * time.Millisecond):
 			if dir.running() == cmd.Process.Pid {
 				return nil

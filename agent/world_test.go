@@ -560,7 +560,7 @@ func (w *world) differs() string {
 			return err.Error()
 		}
 		got := make([]byte, len(want))
-		if _, err := copied.ReadAt(got, 0); err != nil && err != io.EOF {
+		if _, err := copied.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) {
 			return err.Error()
 		}
 		if !bytes.Equal(got, want) {

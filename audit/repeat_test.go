@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -107,7 +108,7 @@ func TestLog_Repeat(t *testing.T) {
 	p.calls(3)
 	must(t, p.Close())
 	p.want(" 192.0.2.1 192.0.2.1*599[00:02-10:00] 192.0.2.1*300[10:01-15:00] 192.0.2.1 192.0.2.1*2[35:02-35:03]")
-	if err := p.Repeat(poll()); err != ErrClosed {
+	if err := p.Repeat(poll()); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }

@@ -272,7 +272,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 func (c *call) perform() (out any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			if p == http.ErrAbortHandler {
+			if p == http.ErrAbortHandler { //nolint:errorlint // net/http knows it by itself only
 				panic(p)
 			}
 			c.server.Log.Error("handler panicked", "requestID", c.caller.RequestID, "panic", p, "stack", string(debug.Stack()))
@@ -437,7 +437,7 @@ func (c *call) exception(err error) Exception {
 		err = c.denial(e.Error(), e.Action, e.Resource, e.Context, e.Decision)
 	}
 	if e := Exception(nil); errors.As(err, &e) {
-		if e, ok := err.(*reasonedError); ok {
+		if e := (*reasonedError)(nil); errors.As(err, &e) {
 			c.reason = e.reason
 		}
 		return e
@@ -450,7 +450,7 @@ func (c *call) exception(err error) Exception {
 			return e
 		}
 	}
-	if err != errPanicked && c.request.Context().Err() == nil {
+	if !errors.Is(err, errPanicked) && c.request.Context().Err() == nil {
 		c.server.Log.Error("call ended in an internal error", "requestID", c.caller.RequestID, "err", err)
 	}
 	return Errorf(InternalServer, "An internal error occurred; the service's log has it under request id %s", c.caller.RequestID)

@@ -410,10 +410,11 @@ func aged(t *testing.T, f fileSystem, r *rand.Rand) (l *fault.Disk, dir string, 
 func whole(t *testing.T, rep *replica, f fileSystem, want map[string][32]byte) {
 	t.Helper()
 	err := opened(t, saved(t, rep.image(0)), f, func(dir string) error {
-		if got, err := readAll(dir); err != nil || !maps.Equal(got, want) {
-			return fmt.Errorf("it has files %v, want %v (%v)", got, want, err)
+		got, err := readAll(dir)
+		if err == nil && !maps.Equal(got, want) {
+			err = fmt.Errorf("it has files %v, want %v", got, want)
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		t.Error(err)

@@ -47,11 +47,13 @@ func excuses(tr *kernelTracker, check func(*kernelTracker, uint64) error) error 
 	lost := func(disk int, n uint64) { tr.base[disk].counts.LostIssues -= n } // as if there had been fewer before
 	expect := func(what string, excused bool) error {
 		err := check(tr, skips.Unseen())
-		if audit := (*AuditError)(nil); err != nil && !errors.As(err, &audit) {
+		switch audit := (*AuditError)(nil); {
+		case err != nil && !errors.As(err, &audit):
 			return err
-		}
-		if (err == nil) != excused {
-			return fmt.Errorf("%s: got %v", what, err)
+		case err != nil && excused:
+			return fmt.Errorf("%s: %w", what, err)
+		case err == nil && !excused:
+			return fmt.Errorf("%s: it is excused", what)
 		}
 		return nil
 	}

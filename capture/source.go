@@ -74,7 +74,7 @@ func (s *source) read(e block.Extent, buf []byte) error {
 	n := int(min(e.Bytes(), s.disk.Size-e.Offset()))
 	for at := 0; at < n; {
 		k, err := unix.Pread(int(s.file.Fd()), buf[at:n], e.Offset()+int64(at))
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err == nil && k == 0 {

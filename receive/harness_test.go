@@ -270,7 +270,7 @@ func equal(st *store.Store, seq block.Seq, m model) error {
 			return err
 		}
 		got := make([]byte, d.Size)
-		if _, err := dev.ReadAt(got, 0); err != nil && err != io.EOF {
+		if _, err := dev.ReadAt(got, 0); err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		for b := 0; b < len(got); b += block.Size {

@@ -139,7 +139,7 @@ func (x *session) serve(c *conn, hello wire.Hello) error {
 		switch {
 		case x.ctx.Err() != nil:
 			return x.cause()
-		case err == io.EOF:
+		case err == io.EOF: //nolint:errorlint // a wrapped one is no end between two frames
 			return errAgentClosed
 		case err != nil:
 			return err

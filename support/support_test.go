@@ -28,7 +28,7 @@ func contents(t *testing.T, bundle []byte) map[string]string {
 	out := map[string]string{}
 	for files := tar.NewReader(z); ; {
 		h, err := files.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out
 		}
 		if err != nil {

@@ -116,7 +116,7 @@ func parseHeader(h []byte, want []Type) (length int, typ Type, err error) {
 
 // noEOF turns the end of the stream inside a frame into what it is.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if err == io.EOF { //nolint:errorlint // a wrapped one says more than the other would
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -170,7 +170,7 @@ func TestConn_EveryMessageAndBack(t *testing.T) {
 			t.Errorf("%v: %s", want.Type(), d)
 		}
 	}
-	if _, err := c.Read(); err != io.EOF {
+	if _, err := c.Read(); err != io.EOF { //nolint:errorlint // it comes bare, see Conn.Read
 		t.Errorf("got %v at the end, want EOF", err)
 	}
 }

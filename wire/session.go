@@ -404,7 +404,7 @@ func (s *Session) fail(err error) {
 		return
 	}
 	for _, c := range s.conns {
-		if err == ErrClosed { // the server is told that this end is wanted
+		if err == ErrClosed { //nolint:errorlint // Close ends it so, and the server is told that this is wanted
 			c.raw.SetWriteDeadline(time.Now().Add(goodbye))
 			c.tls.Close()
 		}

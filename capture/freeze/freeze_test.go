@@ -483,7 +483,7 @@ func confined() {
 		{"load a program into the kernel", raw(unix.SYS_BPF, 0, 0, 0), unix.EPERM},
 		{"load a module", raw(unix.SYS_INIT_MODULE, 0, 0, 0), unix.EPERM},
 	} {
-		if c.got != c.want && !(c.got == nil && c.want == nil) {
+		if !errors.Is(c.got, c.want) {
 			fmt.Printf("%s: got %v, want %v\n", c.name, c.got, c.want)
 		}
 	}

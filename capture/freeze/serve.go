@@ -200,7 +200,7 @@ func (f *freezer) accept(socket int, idle time.Duration) error {
 			fds[2].Fd = int32(unix.Stdin) // nothing is ever written to it
 		}
 		switch err := await(fds, now()+idle); {
-		case err == errTime:
+		case errors.Is(err, errTime):
 			return nil
 		case err != nil:
 			return fmt.Errorf("wait for connections: %w", err)
@@ -373,7 +373,7 @@ func (s *session) hold(most time.Duration) (message, error) {
 	switch {
 	case errors.As(err, &no):
 		return message{}, err
-	case err == errTime:
+	case errors.Is(err, errTime):
 		s.frozen = frozen
 		return message{}, nil // there is an answer once it is asked for
 	case errors.Is(err, errMalformed), err == nil && (m.kind != kindThaw || len(m.body) > 0):
@@ -414,10 +414,10 @@ func freezeAll(list []target, until time.Duration) (n int, err error) {
 		if now() >= until {
 			return n, refuse(Failed, "freezing takes too long; %s was next", t.name)
 		}
-		switch err := freeze(t.fd); err {
-		case nil:
+		switch err := freeze(t.fd); {
+		case err == nil:
 			n++
-		case unix.EBUSY:
+		case errors.Is(err, unix.EBUSY):
 			return n, refuse(Failed, "%s is frozen by somebody else", t.name)
 		default:
 			return n, refuse(Failed, "freeze %s: %v", t.name, err)
@@ -429,7 +429,7 @@ func freezeAll(list []target, until time.Duration) (n int, err error) {
 // thawAll thaws what was frozen last first.
 func thawAll(list []target) (err error) {
 	for i := len(list) - 1; i >= 0; i-- {
-		if e := thaw(list[i].fd); e != nil && e != unix.EINVAL { // the watchdog has thawed it
+		if e := thaw(list[i].fd); e != nil && !errors.Is(e, unix.EINVAL) { // the watchdog has thawed it
 			err = errors.Join(err, fmt.Errorf("thaw %s: %w", list[i].name, e))
 		}
 	}

@@ -64,7 +64,7 @@ func Watch() error {
 	if err := confine(f, unix.CAP_SYS_ADMIN); err != nil {
 		return fmt.Errorf("watchdog: %w", err)
 	}
-	if err := thaw(probe); err != unix.EINVAL { // nobody can have frozen it
+	if err := thaw(probe); !errors.Is(err, unix.EINVAL) { // nobody can have frozen it
 		return fmt.Errorf("watchdog: it may not thaw: %w", err)
 	}
 	unix.Close(probe)
@@ -176,7 +176,7 @@ func (w ward) end() (err error) {
 // thaw thaws everything that is frozen.
 func (w ward) thaw() (err error) {
 	for _, fd := range w.dirs {
-		if e := thaw(fd); e != nil && e != unix.EINVAL { // which it is where it is not frozen
+		if e := thaw(fd); e != nil && !errors.Is(e, unix.EINVAL) { // which it is where it is not frozen
 			err = errors.Join(err, e)
 		}
 	}

@@ -154,11 +154,11 @@ func newVolume(t *testing.T, kind string) *volume {
 // frozen asks the kernel: what is frozen cannot be frozen once more.
 func (v *volume) frozen() bool {
 	v.t.Helper()
-	switch err := freeze(v.fd); err {
-	case unix.EBUSY:
+	switch err := freeze(v.fd); {
+	case errors.Is(err, unix.EBUSY):
 		return true
-	case nil:
-		if err := thaw(v.fd); err != nil && err != unix.EINVAL {
+	case err == nil:
+		if err := thaw(v.fd); err != nil && !errors.Is(err, unix.EINVAL) {
 			v.t.Fatal(err)
 		}
 		return false

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -164,7 +165,7 @@ func TestKeys_End(t *testing.T) {
 				}
 				continue
 			}
-			if !awsapi.IsError(err, "AccessDeniedException") || err.(*awsapi.CallError).Status != http.StatusForbidden ||
+			if e := (*awsapi.CallError)(nil); !awsapi.IsError(err, "AccessDeniedException") || !errors.As(err, &e) || e.Status != http.StatusForbidden ||
 				!strings.Contains(err.Error(), ":user/installer-") || !strings.Contains(err.Error(), "is not authorized to perform: mgn:VerifyClientRoleForMgn on resource: * because no permissions boundary allows the mgn:VerifyClientRoleForMgn action") {
 				t.Errorf("%s after %v: %v", name, c.later, err)
 			}

@@ -57,9 +57,13 @@ func dialMonitor(ctx context.Context, dir string) (*monitor, error) {
 	var greeting struct {
 		QMP *json.RawMessage
 	}
-	if err := m.read(&greeting); err != nil || greeting.QMP == nil {
+	err = m.read(&greeting)
+	if err == nil && greeting.QMP == nil {
+		err = errors.New("there is none in it")
+	}
+	if err != nil {
 		nc.Close()
-		return nil, fmt.Errorf("monitor greets with something else than QMP: %v", err)
+		return nil, fmt.Errorf("monitor greets with something else than QMP: %w", err)
 	}
 	if err := m.do("qmp_capabilities", nil, nil); err != nil {
 		nc.Close()
