@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -214,7 +215,9 @@ func (s capabilitySet) has(n int) bool { return s&(1<<n) != 0 }
 func capabilities(status string) (set capabilitySet) {
 	for line := range strings.Lines(status) {
 		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			fmt.Sscanf(strings.TrimSpace(hex), "%x", &set)
+			if n, err := strconv.ParseUint(strings.TrimSpace(hex), 16, 64); err == nil {
+				set = capabilitySet(n)
+			}
 		}
 	}
 	return set

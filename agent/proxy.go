@@ -29,6 +29,7 @@ func (c Config) heedProxy() {
 	if c.Proxy.HTTPS == "" || EnvironmentProxy() != (Proxy{}) {
 		return
 	}
-	os.Setenv("HTTPS_PROXY", c.Proxy.HTTPS)
-	os.Setenv("NO_PROXY", c.Proxy.None)
+	// Neither can have a zero byte in it, as both came out of an environment.
+	_ = os.Setenv("HTTPS_PROXY", c.Proxy.HTTPS)
+	_ = os.Setenv("NO_PROXY", c.Proxy.None)
 }

@@ -109,7 +109,7 @@ func sender(ctx context.Context, dir, address string, watch time.Duration, paths
 		return err
 	}
 	cancel()
-	<-ended
+	<-ended //nolint:errcheck // it was told to
 	return json.NewEncoder(os.Stdout).Encode(s)
 }
 

@@ -45,7 +45,7 @@ func (b *bench) idle(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer service.Kill()
+	defer func() { err = errors.Join(err, service.Kill()) }()
 	if err := service.SetUp(ctx); err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (b *bench) idle(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer agent.Kill()
+	defer func() { err = errors.Join(err, agent.Kill()) }()
 	for synced := false; !synced; {
 		if err := wait(ctx, 500*time.Millisecond); err != nil {
 			return err

@@ -124,7 +124,7 @@ func (b *bench) compareIOPS(ctx context.Context, name, where, path string, numbe
 			err = errors.Join(err, fmt.Errorf("fio ended: %w: %s", e, &errs))
 		default:
 			stop()
-			<-ended
+			<-ended //nolint:errcheck // it was told to
 		}
 	}()
 	if err := wait(ctx, 5*time.Second); err != nil { // until it runs evenly

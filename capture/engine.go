@@ -124,7 +124,7 @@ func Open(ctx context.Context, o Options) (_ *Engine, err error) {
 	var sources []*source
 	defer func() {
 		if err != nil {
-			closeSources(sources)
+			err = errors.Join(err, closeSources(sources))
 		}
 	}()
 	for _, d := range o.Disks {

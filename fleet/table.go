@@ -79,7 +79,7 @@ func (t *Table) draw() {
 		fmt.Fprintf(&b, "\x1b[K%s\n", cut(t.line(i), width-1))
 	}
 	t.drawn = len(t.rows)
-	io.WriteString(t.Out, b.String())
+	fmt.Fprint(t.Out, b.String())
 }
 
 func cut(text string, columns int) string {

@@ -107,7 +107,7 @@ func As(uid, gid int, do func() error) error {
 		id   int
 	}{{unix.SYS_SETFSGID, gid}, {unix.SYS_SETFSUID, uid}} {
 		before, _, _ := unix.RawSyscall(set.call, uintptr(set.id), 0, 0)
-		defer unix.RawSyscall(set.call, before, 0, 0)
+		defer func() { _, _, _ = unix.RawSyscall(set.call, before, 0, 0) }()
 		if now, _, _ := unix.RawSyscall(set.call, ^uintptr(0), 0, 0); int(now) != set.id { // it tells of no error
 			return fmt.Errorf("use files as user %d: %w", uid, unix.EPERM)
 		}

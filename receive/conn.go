@@ -113,8 +113,8 @@ func (c *conn) finish(problem *wire.RefusedError) {
 		return
 	}
 	if half, ok := c.raw.(interface{ CloseWrite() error }); ok {
-		half.CloseWrite()
+		_ = half.CloseWrite() // where that fails, what is read next ends
 	}
 	c.raw.SetReadDeadline(time.Now().Add(lastWords))
-	io.CopyN(io.Discard, c.raw, lingerBytes)
+	_, _ = io.CopyN(io.Discard, c.raw, lingerBytes)
 }
