@@ -69,10 +69,11 @@ func (c *call) fail(w http.ResponseWriter, e Exception) (status int) {
 		return c.failQuery(w, e)
 	case EC2Query:
 		return c.failEC2(w, e)
-	}
-	w.Header().Set("X-Amzn-Errortype", e.ErrorName())
-	if err := writeJSON(w, e.HTTPStatus(), e); err != nil {
-		c.server.Log.Error("answer cannot be written", "requestID", c.caller.RequestID, "err", err)
+	case RestJSON:
+		w.Header().Set("X-Amzn-Errortype", e.ErrorName())
+		if err := writeJSON(w, e.HTTPStatus(), e); err != nil {
+			c.server.Log.Error("answer cannot be written", "requestID", c.caller.RequestID, "err", err)
+		}
 	}
 	return e.HTTPStatus()
 }

@@ -288,8 +288,9 @@ func (s *server) command() formgn.AgentCommand {
 		return formgn.AgentCommandPause
 	case mgn.DataReplicationStateDisconnected:
 		return formgn.AgentCommandUninstall
+	default:
+		return formgn.AgentCommandStart
 	}
-	return formgn.AgentCommandStart
 }
 
 func (s *server) commandID() string { return fmt.Sprintf("%s-%d", s.ID, s.CommandNumber) }

@@ -155,6 +155,7 @@ func (c *Service) ChangeServerLifeCycleState(ctx context.Context, in *mgn.Change
 			lastTest(s).Finalized = &mgn.LifeCycleLastTestFinalized{ApiCallDateTime: at}
 			return nil
 		})
+	case "CUTOVER": // by FinalizeCutover only
 	}
 	if err := c.ready(ctx); err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ func KeyStates(ctx context.Context, store Store) ([]KeyState, error) {
 			policies[name] = p
 		case KindKey:
 			err = appendJSON(&keys, value)
+		default: // says nothing about keys
 		}
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", kind, name, err)

@@ -152,8 +152,9 @@ func (p *Principal) barred(service, operation string) string {
 		return cannot(service == "iam" || service == "sts" && operation != "assumerole", "GetSessionToken")
 	case FederatedPrincipal:
 		return cannot(service == "iam" || service == "sts", "GetFederationToken")
+	default: // RolePrincipal
+		return cannot(service == "sts" && (operation == "getsessiontoken" || operation == "getfederationtoken"), "an assumed role")
 	}
-	return cannot(service == "sts" && (operation == "getsessiontoken" || operation == "getfederationtoken"), "an assumed role")
 }
 
 // HasAccessKey is whether the key is one of a user.

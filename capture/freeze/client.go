@@ -181,6 +181,7 @@ func (c *Client) ask(ctx context.Context, q message, want kind) (m message, err 
 		return m, nil
 	case kindRefused:
 		return m, &RefusedError{Code(m.value), string(m.body)}
+	default:
+		return m, fmt.Errorf("ask freezer: %w: kind %d in answer to %d", errMalformed, m.kind, q.kind)
 	}
-	return m, fmt.Errorf("ask freezer: %w: kind %d in answer to %d", errMalformed, m.kind, q.kind)
 }

@@ -257,6 +257,7 @@ func (c *condition) satisfied(value string, ctx Context) bool {
 			return !c.operator.negated
 		case unreadable:
 			return c.deny
+		case differs: // the next may fit
 		}
 	}
 	return c.operator.negated
@@ -271,6 +272,7 @@ func literalOf(value string, variables bool) (pattern, error) {
 			p[i] = piece{kind: literal, text: "*"}
 		case anyOne:
 			p[i] = piece{kind: literal, text: "?"}
+		case literal, variable: // has none
 		}
 	}
 	return p, err

@@ -128,7 +128,8 @@ func plainly(p pattern, s string, c Context) bool {
 		}
 	case anyOne:
 		return s != "" && plainly(p[1:], s[runeLength(s):], c)
+	default:
+		text, _ := p[0].resolve(c)
+		return len(s) >= len(text) && s[:len(text)] == text && plainly(p[1:], s[len(text):], c)
 	}
-	text, _ := p[0].resolve(c)
-	return len(s) >= len(text) && s[:len(text)] == text && plainly(p[1:], s[len(text):], c)
 }

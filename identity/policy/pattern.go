@@ -129,6 +129,7 @@ func (p pattern) match(s string, c Context) bool {
 			return true
 		case literal:
 			return p[0].text == s
+		case anyOne, variable: // take longer
 		}
 	}
 	i, at := 0, 0
