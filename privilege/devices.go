@@ -68,7 +68,7 @@ func SealDisks(name string) error {
 func UnsealDisks(name string) error {
 	dir, err := groupDir(name)
 	if err != nil {
-		return nil // there can be none
+		return nil //nolint:nilerr // there can be none
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("unseal disks: %w", err)
@@ -131,13 +131,19 @@ func Unreadable(group int) error {
 		if err != nil || e.Type()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice {
 			return nil // what has gone meanwhile, too
 		}
+		fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil // likewise
+		}
+		defer unix.Close(fd)
 		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 			return nil
 		}
-		err = unlistReader(path, st.Mode, group)
+		same := fmt.Sprintf("/proc/self/fd/%d", fd) // as in Readable
+		err = unlistReader(same, st.Mode, group)
 		if int(st.Gid) == group {
-			err = errors.Join(err, os.Lchown(path, -1, 0), os.Chmod(path, os.FileMode(st.Mode&0o707)))
+			err = errors.Join(err, os.Chown(same, -1, 0), os.Chmod(same, os.FileMode(st.Mode&0o707)))
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("take %s from group %d: %w", path, group, err)
