@@ -82,7 +82,7 @@ func Run(ctx context.Context, p Plan, hosts []Host, journal string, progress Pro
 			}
 			if res.Err != nil {
 				tell(failed, res.Err.Error())
-				return nil
+				return nil //nolint:nilerr // it is told, and the other hosts go on
 			}
 			mu.Lock()
 			err := j.done(h, p.Endpoint, res.Server)

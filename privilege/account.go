@@ -153,7 +153,7 @@ func (a Accounts) run(cmd []string) (found bool, err error) {
 		}
 	}
 	if err != nil {
-		return false, nil
+		return false, nil //nolint:nilerr // the machine has no such program
 	}
 	if out, err := exec.Command(path, cmd[1:]...).CombinedOutput(); err != nil {
 		return true, fmt.Errorf("%s: %w: %s", cmd[0], err, bytes.TrimSpace(out))
