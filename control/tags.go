@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"rehost/awsapi/mgn"
@@ -79,26 +80,29 @@ func tagsOf(ctx context.Context, q querier, arns ...string) (map[string]mgn.Tags
 	for _, arn := range arns {
 		out[arn] = mgn.TagsMap{}
 	}
-	for len(arns) > 0 {
-		n := min(len(arns), 500)
-		condition, args := in("arn", arns[:n], nil)
-		arns = arns[n:]
-		rows, err := q.QueryContext(ctx, `SELECT arn, name, value FROM tags WHERE `+condition, args...)
-		if err != nil {
-			return nil, err
-		}
-		for rows.Next() {
-			var arn, name, value string
-			if err := rows.Scan(&arn, &name, &value); err != nil {
-				return nil, errors.Join(err, rows.Close())
-			}
-			out[arn][name] = value
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+	for some := range slices.Chunk(arns, 500) {
+		condition, args := in("arn", some, nil)
+		if err := addTags(ctx, q, out, condition, args); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+func addTags(ctx context.Context, q querier, to map[string]mgn.TagsMap, condition string, args []any) error {
+	rows, err := q.QueryContext(ctx, `SELECT arn, name, value FROM tags WHERE `+condition, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var arn, name, value string
+		if err := rows.Scan(&arn, &name, &value); err != nil {
+			return err
+		}
+		to[arn][name] = value
+	}
+	return rows.Err()
 }
 
 // TagResource implements the operation.
@@ -121,7 +125,7 @@ func (c *Service) UntagResource(ctx context.Context, req *mgn.UntagResourceReque
 			return nil
 		}
 		condition, args := in("name", []string(req.TagKeys), []any{req.ResourceArn})
-		_, err := tx.ExecContext(ctx, `DELETE FROM tags WHERE arn = ? AND `+condition, args...)
+		_, err := tx.ExecContext(ctx, `DELETE FROM tags WHERE arn = ? AND `+condition, args...) //nolint:gosec // a condition is question marks
 		return err
 	})
 }

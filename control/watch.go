@@ -94,22 +94,28 @@ func (c *Service) silent(at string, limit time.Duration) bool {
 // agent has been closed before.
 const replicaGrace = 30 * time.Second
 
-func (c *Service) deleteCondemned(ctx context.Context) error {
+// condemned lists the servers whose replicas are to go and may.
+func (c *Service) condemned(ctx context.Context) (ids []string, err error) {
 	rows, err := c.db.reader.QueryContext(ctx, `SELECT server_id FROM condemned_replicas WHERE since < ?
 		AND NOT EXISTS (SELECT 1 FROM instances WHERE instances.server_id = condemned_replicas.server_id AND state <> 'TERMINATED' AND independent = 0)`,
 		stamp(c.now().Add(-replicaGrace)))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var ids []string
+	defer rows.Close()
 	for rows.Next() {
 		var id string
 		if err := rows.Scan(&id); err != nil {
-			return errors.Join(err, rows.Close())
+			return nil, err
 		}
 		ids = append(ids, id)
 	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+	return ids, rows.Err()
+}
+
+func (c *Service) deleteCondemned(ctx context.Context) error {
+	ids, err := c.condemned(ctx)
+	if err != nil {
 		return err
 	}
 	var failed error
