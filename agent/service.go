@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -104,6 +105,16 @@ func systemctl(ctx context.Context, args ...string) error {
 		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// restarts is how often systemd has started the agent again by itself.
+func restarts(ctx context.Context) int {
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=NRestarts", "--value", unitName).Output()
+	n, bad := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil || bad != nil { // one before 235 does not say
+		return 0
+	}
+	return n
 }
 
 // startDetached starts the agent in a session of its own, with its output in

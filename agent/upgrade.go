@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
@@ -543,16 +542,6 @@ func (u *upgrade) prove(ctx context.Context, version string, before Status, bega
 		}
 	}
 	return missing
-}
-
-// restarts is how often systemd has started the agent again by itself.
-func restarts(ctx context.Context) int {
-	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=NRestarts", "--value", unitName).Output()
-	n, bad := strconv.Atoi(strings.TrimSpace(string(out)))
-	if err != nil || bad != nil { // one before 235 does not say
-		return 0
-	}
-	return n
 }
 
 // unproven is what an agent does not do yet that the one before did.
