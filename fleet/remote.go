@@ -43,7 +43,7 @@ func (l Login) dial(ctx context.Context, h Host) (_ *remote, err error) {
 	if user == "" {
 		user = l.User
 	}
-	auth, done, err := l.auth(h)
+	auth, done, err := l.auth(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -71,13 +71,13 @@ func (l Login) dial(ctx context.Context, h Host) (_ *remote, err error) {
 }
 
 // auth collects the keys to log in with. Those of the agent are used until done.
-func (l Login) auth(h Host) (methods []ssh.AuthMethod, done func(), err error) {
+func (l Login) auth(ctx context.Context, h Host) (methods []ssh.AuthMethod, done func(), err error) {
 	done = func() {}
 	files := l.Keys
 	if h.Key != "" {
 		files = []string{h.Key}
 	} else if l.Socket != "" {
-		conn, err := net.Dial("unix", l.Socket)
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", l.Socket)
 		if err != nil {
 			return nil, done, fmt.Errorf("reach the SSH agent: %w", err)
 		}

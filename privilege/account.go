@@ -155,7 +155,7 @@ func (a Accounts) run(cmd []string) (found bool, err error) {
 	if err != nil {
 		return false, nil //nolint:nilerr // the machine has no such program
 	}
-	if out, err := exec.Command(path, cmd[1:]...).CombinedOutput(); err != nil {
+	if out, err := exec.Command(path, cmd[1:]...).CombinedOutput(); err != nil { //nolint:noctx // half an account is worse than a late one
 		return true, fmt.Errorf("%s: %w: %s", cmd[0], err, bytes.TrimSpace(out))
 	}
 	return true, nil
