@@ -357,10 +357,10 @@ func (u *upgrade) write(o outcome) error {
 		return err
 	}
 	path := filepath.Join(u.dir.programDir(), outcomeFile)
-	if err := os.WriteFile(path+".new", text, 0o644); err != nil { // the lock is held
+	if err := os.WriteFile(path+".new", text, 0o644); err != nil { //nolint:gosec // for everyone to read; the lock is held
 		return err
 	}
-	return errors.Join(os.Chmod(path+".new", 0o644), os.Rename(path+".new", path), syncDir(u.dir.programDir()))
+	return errors.Join(os.Chmod(path+".new", 0o644), os.Rename(path+".new", path), syncDir(u.dir.programDir())) //nolint:gosec // whatever the umask
 }
 
 // outcome is what has come of the last task; none if there was none.

@@ -64,7 +64,7 @@ func Prepare(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.MkdirAll(runDir, 0o755), os.Chmod(runDir, 0o755), showIdentity(account), d.openPins(config, account)); err != nil { // whatever the umask
+	if err := errors.Join(os.MkdirAll(runDir, 0o755), os.Chmod(runDir, 0o755), showIdentity(account), d.openPins(config, account)); err != nil { //nolint:gosec // whatever the umask
 		return fmt.Errorf("prepare: %w", err)
 	}
 	for _, disk := range config.Disks {
@@ -144,7 +144,7 @@ func give(dir string, account privilege.Account) error {
 		if err != nil || path == dir {
 			return err
 		}
-		return os.Lchown(path, account.UID, account.GID)
+		return os.Lchown(path, account.UID, account.GID) //nolint:gosec // nobody else can enter it yet
 	})
 	return errors.Join(err, os.Lchown(dir, account.UID, account.GID)) // the last: from here on it is not root's alone
 }

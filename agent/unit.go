@@ -96,7 +96,7 @@ func (u unitDirs) has(name string) bool {
 func (u unitDirs) put(ctx context.Context, name, text string) error {
 	packaged, err := os.ReadFile(filepath.Join(u.packaged, name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.Join(u.removeDropIn(name), os.WriteFile(u.file(name), []byte(text), 0o644))
+		return errors.Join(u.removeDropIn(name), os.WriteFile(u.file(name), []byte(text), 0o644)) //nolint:gosec // everyone may read units
 	}
 	if err != nil {
 		return err
@@ -114,7 +114,7 @@ func (u unitDirs) put(ctx context.Context, name, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(path, []byte(differs), 0o644)
+	return os.WriteFile(path, []byte(differs), 0o644) //nolint:gosec // likewise
 }
 
 // remove takes away what put has written.

@@ -34,7 +34,7 @@ const (
 	passwordSum  = 32 // bytes
 )
 
-const passwordForm = "$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s"
+const passwordForm = "$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s" //nolint:gosec // no password
 
 func (h passwordHash) text() Secret {
 	b64 := base64.RawStdEncoding
