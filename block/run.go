@@ -161,7 +161,7 @@ func EncodeAt(level Level, e Extent, data, scratch []byte) Run {
 		return Run{Extent: e, Codec: Zero}
 	}
 	run := Run{Extent: e, Codec: Raw, Payload: data, Sums: sums(e, data)}
-	codec, p := Zstd, data
+	codec, p := Zstd, []byte(nil)
 	switch level {
 	case Plain:
 		return run

@@ -112,7 +112,7 @@ func TestOutside_Checks(t *testing.T) {
 			t.Errorf("%s: got %v, want it to say %q", name, err, c.says)
 		}
 	}
-	certificate, key := e.write(server("rehost.example"), chain...)
+	_, key := e.write(server("rehost.example"), chain...)
 	other := filepath.Join(t.TempDir(), "other.key")
 	text, err := os.ReadFile(key)
 	if err == nil {
@@ -121,7 +121,7 @@ func TestOutside_Checks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certificate, key = e.write(server("rehost.example"), chain...)
+	certificate, key := e.write(server("rehost.example"), chain...)
 	for name, files := range map[string][2]string{"another's key": {certificate, other}, "no key": {certificate, ""}, "no file": {certificate + "x", key}} {
 		if _, err := openOutside(files[0], files[1], nil, slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("%s: taken", name)

@@ -75,8 +75,8 @@ func TestIAM_Login(t *testing.T) {
 	s.restart()
 	ctx, c := t.Context(), s.iam(s.admin)
 	bob := aws.String("bob")
-	own := s.user(t, "bob", `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"iam:ChangePassword","Resource":"arn:aws:iam::*:user/${aws:username}"}}`)
-	other := s.user(t, "other", "")
+	s.user(t, "bob", `{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"iam:ChangePassword","Resource":"arn:aws:iam::*:user/${aws:username}"}}`)
+	s.user(t, "other", "")
 	var sent []string
 	password := func(text string) *string { sent = append(sent, text); return &text }
 
@@ -128,7 +128,7 @@ func TestIAM_Login(t *testing.T) {
 	_, err = c.UpdateAccountPasswordPolicy(ctx, &sdk.UpdateAccountPasswordPolicyInput{MaxPasswordAge: aws.Int32(90), PasswordReusePrevention: aws.Int32(2), RequireNumbers: true})
 	want(t, "set another", err, "")
 	s.restart()
-	c, own, other = s.iam(s.admin), s.iam(keyOf(t, s, "bob")), s.iam(keyOf(t, s, "other"))
+	c, own, other := s.iam(s.admin), s.iam(keyOf(t, s, "bob")), s.iam(keyOf(t, s, "other"))
 	rules, err := c.GetAccountPasswordPolicy(ctx, &sdk.GetAccountPasswordPolicyInput{})
 	if err != nil {
 		t.Fatal(err)
