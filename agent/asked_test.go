@@ -234,9 +234,9 @@ func TestAsked_Killed(t *testing.T) {
 				calls += ",openat"
 			}
 			args := []string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=" + calls, "-e", "inject=" + calls + ":signal=SIGKILL:when=" + strconv.Itoa(when)}
-			switch {
-			case name == "": // wherever
-			case name == askedFile || name == askedProgram:
+			switch name {
+			case "": // wherever
+			case askedFile, askedProgram:
 				args = append(args, "-P", s.dir.path(name))
 			default:
 				args = append(args, "-P", filepath.Join(s.dir.programDir(), name))

@@ -299,10 +299,9 @@ func scribble(t *testing.T, disks []*fault.Disk, seed uint64) (stop func()) {
 			for range paced(ctx, 8*time.Millisecond) {
 				length := int64(4096 * (1 + rnd.IntN(8)))
 				off := rnd.Int64N((size-length)/4096) * 4096
-				switch kind := rnd.IntN(10); {
-				case kind == 0:
+				if rnd.IntN(10) == 0 {
 					clear(block[:length])
-				default:
+				} else {
 					noise(rnd, block[:length])
 				}
 				if _, err := f.WriteAt(block[:length], off); err != nil {

@@ -18,7 +18,7 @@ import (
 // not name an address of TCP is refused, though the document lets it through as
 // the proxy's own: nobody knows who that is.
 
-// ErrHeader: a listed proxy has sent something else than a PROXY header.
+// ErrHeader says that a listed proxy has sent something else than a PROXY header.
 var ErrHeader = errors.New("no PROXY header of a TCP connection")
 
 const (

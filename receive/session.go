@@ -321,5 +321,5 @@ func (x *session) retract(c *conn, m wire.Retract) error {
 		x.report.post(x.progress, true)
 	}
 	x.mu.Unlock()
-	return c.Write(wire.Retracted{After: m.After})
+	return c.Write(wire.Retracted(m))
 }

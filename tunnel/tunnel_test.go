@@ -36,7 +36,7 @@ func TestKey(t *testing.T) {
 		}
 	}
 	for _, text := range []string{fmt.Sprint(k), fmt.Sprintf("%+v %#v %s %v", k, k, k, &k)} {
-		if strings.Contains(text, k.Secret()[:20]) || strings.Contains(text, fmt.Sprint(k.secret[:4])[1:8]) {
+		if strings.Contains(text, k.Secret()[:20]) || strings.Contains(text, fmt.Sprintf("%d", k.secret[:4])[1:8]) {
 			t.Errorf("the key is shown: %s", text)
 		}
 	}

@@ -159,7 +159,7 @@ func (p *parser) condition(name string, m member) (c condition, err error) {
 	case !known:
 		return c, errors.New("the operator is not known")
 	case operator.null && (c.forAll || c.forAny || ifExists):
-		return c, errors.New("Null takes neither a set prefix nor IfExists")
+		return c, errors.New("operator Null takes neither a set prefix nor IfExists")
 	case !keyForm.MatchString(m.name):
 		return c, errors.New("not the name of a condition key")
 	case multivalued(c.key) && !operator.null && !c.forAll && !c.forAny:
@@ -172,7 +172,7 @@ func (p *parser) condition(name string, m member) (c condition, err error) {
 		return c, err
 	}
 	if operator.null && len(list) != 1 {
-		return c, errors.New("Null takes one value")
+		return c, errors.New("operator Null takes one value")
 	}
 	for _, s := range list {
 		t, err := operator.compile(s, p.variables)

@@ -161,7 +161,7 @@ func staysOf(disk, sector int, list []*write, data []byte, lo int64) (stays []st
 		}
 	}
 	if len(stays) == 0 {
-		return nil, false, fmt.Errorf("holds what was never written: %x...", data[:48])
+		return nil, false, fmt.Errorf("holds what was never written, which begins with %x", data[:48])
 	}
 	slices.Reverse(stays)
 	return stays, true, nil
