@@ -136,7 +136,7 @@ func (f osFile) Allocate(size int64) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
 	}
-	return nil //nolint:nilerr // not supported here: writes will allocate
+	return nil // not supported here: writes will allocate
 }
 
 // room is ENOSPC where n more bytes would leave less than the reserve.
