@@ -248,10 +248,11 @@ func TestServer_Killed(t *testing.T) {
 // TestServer_Silence: an agent whose network swallows everything is noticed, by
 // both sides, although no connection is closed.
 func TestServer_Silence(t *testing.T) {
-	x, r, m := newSite(t, func(c *receive.Config) { c.KeepAlive = 50 * time.Millisecond }), seeded(t), newModel()
+	const alive = 250 * time.Millisecond // long enough for a busy machine
+	x, r, m := newSite(t, func(c *receive.Config) { c.KeepAlive = alive }), seeded(t), newModel()
 	var swallow atomic.Bool
 	s := x.dial(func(c *wire.Config) {
-		c.KeepAlive = 50 * time.Millisecond
+		c.KeepAlive = alive
 		c.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, network, address)
 			t.Cleanup(func() { conn.Close() })
@@ -261,7 +262,7 @@ func TestServer_Silence(t *testing.T) {
 	if err := send(t.Context(), s, r, 1, m.epoch(r, 3), 0); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond) // several times the limit: signs of life keep it
+	time.Sleep(6 * alive) // several times the limit: signs of life keep it
 	if err := s.Err(); err != nil {
 		t.Fatalf("an idle session ended: %v", err)
 	}
