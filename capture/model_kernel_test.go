@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +16,9 @@ import (
 
 func (m *model) submit(disk, first, n int, record int32, done func()) {
 	q := &modelRequest{id: int32(len(m.writes)), disk: disk, first: first, n: n, tag: -1, done: done}
-	m.writes = append(m.writes, modelWrite{never, never, record})
+	for range n { // a write for each block: they may be done at different times
+		m.writes = append(m.writes, modelWrite{never, never, record})
+	}
 	if m.chance(m.slow) {
 		q.slow = []float64{.5, .9, .97, .99}[m.r.IntN(4)]
 	}
@@ -31,6 +34,9 @@ func (m *model) giveTags() {
 next:
 	for _, q := range m.queue {
 		from := m.r.IntN(modelTags)
+		if m.chance(m.v.alike) {
+			from = m.freed[q.disk]
+		}
 		for i := range modelTags {
 			if t := (from + i) % modelTags; !m.inUse[q.disk][t] {
 				m.inUse[q.disk][t], q.tag = true, t
@@ -61,7 +67,10 @@ func (m *model) step(i int) {
 			return
 		}
 		if !q.began {
-			q.began, m.writes[q.id].issued = true, m.now
+			q.began = true
+			for i := range q.n {
+				m.writes[q.id+int32(i)].issued = m.now
+			}
 		}
 		q.early = q.early || m.deaf
 		q.unseen, q.spare = true, false
@@ -104,7 +113,8 @@ func (m *model) step(i int) {
 			}
 			return
 		}
-		if q.landed == 1<<q.n-1 {
+		q.ends = bits.TrailingZeros32(^q.landed)
+		if q.ends == q.n || q.ends > 0 && m.chance(m.v.parts) {
 			q.state = landed
 			return
 		}
@@ -114,8 +124,9 @@ func (m *model) step(i int) {
 		}
 		q.landed |= 1 << j
 		b := q.first + j
-		m.dev[q.disk][b] = q.id
-		m.past[q.disk][b] = append(m.past[q.disk][b], landedWrite{q.id, m.now})
+		id := q.id + int32(j)
+		m.dev[q.disk][b] = id
+		m.past[q.disk][b] = append(m.past[q.disk][b], landedWrite{id, m.now})
 	case requeued: // and forgotten
 		m.pend[q.disk][q.tag] = modelRange{}
 		q.landed, q.state = 0, queued
@@ -135,7 +146,14 @@ func (m *model) step(i int) {
 			q.marked++
 			return
 		}
-		if old := m.pend[q.disk][q.tag]; !q.relieved && old.n > 0 && old != q.covers() { // of a request before, and so was this one's issue
+		if q.ends < q.n && !m.v.hurried { // the rest is still in flight
+			q.state = over
+			return
+		}
+		// A request's of before, and this one's issue was not seen; or its own, of which a part was done, perhaps unseen.
+		old := m.pend[q.disk][q.tag]
+		own := old == q.covers() || m.v.lenient && old.first < q.first && old.first+old.n == q.first+q.n
+		if !q.relieved && old.n > 0 && !own {
 			m.soil(q.disk, old)
 			q.relieved = true
 			return
@@ -145,8 +163,14 @@ func (m *model) step(i int) {
 			m.lost++
 		}
 	case over: // whoever wrote is told
-		m.writes[q.id].completed = m.now
-		m.inUse[q.disk][q.tag] = false
+		for i := range q.ends {
+			m.writes[q.id+int32(i)].completed = m.now
+		}
+		if q.ends < q.n { // or of a part, and the rest goes on
+			q.id, q.first, q.n, q.landed, q.state = q.id+int32(q.ends), q.first+q.ends, q.n-q.ends, q.landed>>q.ends, landing
+			return
+		}
+		m.inUse[q.disk][q.tag], m.freed[q.disk] = false, q.tag
 		m.active[i] = m.active[len(m.active)-1]
 		m.active = m.active[:len(m.active)-1]
 		if q.done != nil {
@@ -224,7 +248,18 @@ func (m *model) files(disk int) func() {
 }
 
 func (m *model) random(disk int) {
-	m.submit(disk, 5+m.r.IntN(9), 1+m.r.IntN(3), 0, func() { m.random(disk) })
+	m.rewrite(disk, 5+m.r.IntN(9), 1+m.r.IntN(3))
+}
+
+// rewrite writes a range and perhaps, once that is done, all but its first block again, and so on.
+func (m *model) rewrite(disk, first, n int) {
+	m.submit(disk, first, n, 0, func() {
+		if n > 1 && m.chance(m.v.alike) {
+			m.rewrite(disk, first+1, n-1)
+			return
+		}
+		m.random(disk)
+	})
 }
 
 // ---- Tracker

@@ -38,13 +38,15 @@ type modelWrite struct {
 
 // A request goes queued -> issuing -> landing -> landed -> completing -> over;
 // a requeue takes it from landing to requeued and back to queued. Where the issue program has a
-// spare, it goes from issuing, or past it, to sparing and issuing again.
+// spare, it goes from issuing, or past it, to sparing and issuing again. Where it is done in
+// parts, it goes from over back to landing with the rest.
 type modelRequest struct {
 	id                 int32
 	disk, first, n     int
 	tag, state, marked int
 	gen                int
 	landed             uint32
+	ends               int // how many blocks the next completion ends
 	slow               float64
 	done               func()
 	began              bool
@@ -88,6 +90,7 @@ type model struct {
 	dirty     [modelDisks][modelBlocks]bool
 	pend      [modelDisks][modelTags]modelRange
 	inUse     [modelDisks][modelTags]bool
+	freed     [modelDisks]int // the tag that was given back last
 	dev       [modelDisks][modelBlocks]int32
 	past      [modelDisks][modelBlocks][]landedWrite
 	writes    []modelWrite

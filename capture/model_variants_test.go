@@ -8,6 +8,8 @@ type variant struct {
 	noConflictTest, conflictFirst     bool
 	markLate, clearAfterRead, noFold  bool
 	noPending, pendingLate, scanEarly bool
+	parts                             float64 // a request is done in parts
+	alike                             float64 // who comes next gets the tag given back last, and writes the end of what was written again
 	rollback                          float64 // the other side loses points between two sessions
 	mistaken                          bool    // and says that it has them
 	there                             bool    // the other side has a replica from before, some of it right
@@ -19,6 +21,8 @@ type variant struct {
 	credulous, confident              bool    // that takes an entry for the program's; whose own skips do not count
 	forgottenFirst                    bool    // a lost completion's entry goes before its range is marked
 	hasty                             bool    // or with another request that is put back, and is not marked at all
+	lenient                           bool    // or with a completion that ends where it does and begins later, and is not marked either
+	hurried                           bool    // a part that is done takes the entry away
 
 	// The process is killed at any step, and another one goes on with what is pinned.
 	crashes                         bool
@@ -46,13 +50,13 @@ type variant struct {
 var variants = []variant{
 	{name: "as it is"},
 	{name: "requeues", requeue: .02},
-	{name: "requeues and lost completions", requeue: .02, lostComplete: .02},
+	{name: "requeues and lost completions", requeue: .02, lostComplete: .02, parts: .1},
 	{name: "points lost by the other side", rollback: .3},
 	{name: "M points lost by the other side unnoticed", rollback: .3, mistaken: true, mutant: true},
 	{name: "a replica from before", there: true, requeue: .02, rollback: .1},
 	{name: "M no conflict test in a rescan", there: true, noConflictTest: true, mutant: true},
 	{name: "kills", crashes: true},
-	{name: "kills, requeues and lost completions", crashes: true, requeue: .02, lostComplete: .02},
+	{name: "kills, requeues and lost completions", crashes: true, requeue: .02, lostComplete: .02, parts: .1},
 	{name: "kills and points lost by the other side", crashes: true, rollback: .3},
 	{name: "audits that fail", audits: true, lostIssue: .1},
 	{name: "kills and audits that fail", crashes: true, audits: true, lostIssue: .1, storms: true},
@@ -61,11 +65,14 @@ var variants = []variant{
 	{name: "kills and programs that are skipped", crashes: true, lostIssue: .05, counted: true},
 	{name: "a replica from before and programs that are skipped", there: true, lostIssue: .05, counted: true},
 	{name: "M skipped programs looked for too early", lostIssue: .05, countedEarly: true, counted: true, mutant: true},
-	{name: "a spare program", lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, requeue: .02},
-	{name: "a spare program and kills", crashes: true, lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true},
+	{name: "a spare program", lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, requeue: .02, parts: .1, alike: .5},
+	{name: "a spare program and kills", crashes: true, lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, parts: .1, alike: .5},
 	{name: "M skips of the spare program not counted", lostIssue: .2, counted: true, spares: true, confident: true, mutant: true},
 	{name: "M spare program trusts an entry left by another request", lostIssue: .5, lostComplete: .3, oneEnd: true, counted: true, spares: true, credulous: true, mutant: true},
 	{name: "M a request that is put back takes what another one left with it", requeue: .3, lostIssue: .5, lostComplete: .3, oneEnd: true, counted: true, spares: true, hasty: true, mutant: true},
+	{name: "M another request's entry that ends where a completion does is not marked", lostIssue: .5, lostComplete: .8, oneEnd: true, counted: true, spares: true, alike: 1, lenient: true, mutant: true},
+	{name: "M an entry of which a part was done is not marked", lostComplete: .3, parts: .3, lenient: true, mutant: true},
+	{name: "M a part that is done takes the entry away", lostComplete: .3, parts: .3, hurried: true, mutant: true},
 	{name: "reads that fail", failing: .01, requeue: .02},
 	{name: "kills and reads that fail", failing: .01, crashes: true, there: true, rollback: .1},
 	{name: "M what cannot be read is forgotten", failing: .01, forgetful: true, mutant: true},
