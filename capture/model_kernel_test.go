@@ -108,7 +108,10 @@ func (m *model) step(i int) {
 		m.leave(q)
 	case landing: // block by block, in any order
 		if m.chance(m.v.requeue) {
-			if q.state = requeued; !m.v.hasty {
+			// Below a scheduler it has given its tag away by then: the entry stays there.
+			if q.state = requeued; m.chance(m.v.scheduled) {
+				q.state = putBack
+			} else if !m.v.hasty {
 				m.soil(q.disk, m.pend[q.disk][q.tag])
 			}
 			return
@@ -130,6 +133,11 @@ func (m *model) step(i int) {
 	case requeued: // and forgotten
 		m.pend[q.disk][q.tag] = modelRange{}
 		q.landed, q.state = 0, queued
+	case putBack:
+		m.drop(i)
+		q.landed, q.state = 0, queued
+		m.queue = append(m.queue, q)
+		m.giveTags()
 	case landed: // the completion program begins, unless it is lost
 		// The tracker waits for those that are early; here they may last longer.
 		if q.marked, q.state, q.relieved = 0, completing, false; !q.early && !(q.unseen && m.v.oneEnd) && m.chance(m.v.lostComplete) {
@@ -170,14 +178,20 @@ func (m *model) step(i int) {
 			q.id, q.first, q.n, q.landed, q.state = q.id+int32(q.ends), q.first+q.ends, q.n-q.ends, q.landed>>q.ends, landing
 			return
 		}
-		m.inUse[q.disk][q.tag], m.freed[q.disk] = false, q.tag
-		m.active[i] = m.active[len(m.active)-1]
-		m.active = m.active[:len(m.active)-1]
+		m.drop(i)
 		if q.done != nil {
 			q.done()
 		}
 		m.giveTags()
 	}
+}
+
+// drop takes a request's tag from it.
+func (m *model) drop(i int) {
+	q := m.active[i]
+	m.inUse[q.disk][q.tag], m.freed[q.disk] = false, q.tag
+	m.active[i] = m.active[len(m.active)-1]
+	m.active = m.active[:len(m.active)-1]
 }
 
 // enter lets an issue program begin, which reads the generation, unless it is skipped.
@@ -389,7 +403,7 @@ func (m *model) Settle(context.Context) (bool, error) {
 		return false, &AuditError{Disk: -1, Reason: "model"}
 	}
 	m.clean = true
-	for _, q := range m.active {
+	for _, q := range append(m.queue[:len(m.queue):len(m.queue)], m.active...) { // one that was put back is under way
 		m.clean = m.clean && !q.unseen
 	}
 	m.calm = m.calm && !m.clean

@@ -37,7 +37,7 @@ type modelWrite struct {
 }
 
 // A request goes queued -> issuing -> landing -> landed -> completing -> over;
-// a requeue takes it from landing to requeued and back to queued. Where the issue program has a
+// a requeue takes it from landing to requeued, or without its tag to putBack, and back to queued. Where the issue program has a
 // spare, it goes from issuing, or past it, to sparing and issuing again. Where it is done in
 // parts, it goes from over back to landing with the rest.
 type modelRequest struct {
@@ -63,6 +63,7 @@ const (
 	sparing
 	landing
 	requeued
+	putBack
 	landed
 	completing
 	over

@@ -5,6 +5,7 @@ package capture
 type variant struct {
 	name                              string
 	requeue, lostComplete, lostIssue  float64
+	scheduled                         float64 // what is put back has given its tag away before
 	noConflictTest, conflictFirst     bool
 	markLate, clearAfterRead, noFold  bool
 	noPending, pendingLate, scanEarly bool
@@ -49,14 +50,14 @@ type variant struct {
 
 var variants = []variant{
 	{name: "as it is"},
-	{name: "requeues", requeue: .02},
-	{name: "requeues and lost completions", requeue: .02, lostComplete: .02, parts: .1},
+	{name: "requeues", requeue: .02, scheduled: .5},
+	{name: "requeues and lost completions", requeue: .02, scheduled: .5, lostComplete: .02, parts: .1},
 	{name: "points lost by the other side", rollback: .3},
 	{name: "M points lost by the other side unnoticed", rollback: .3, mistaken: true, mutant: true},
 	{name: "a replica from before", there: true, requeue: .02, rollback: .1},
 	{name: "M no conflict test in a rescan", there: true, noConflictTest: true, mutant: true},
 	{name: "kills", crashes: true},
-	{name: "kills, requeues and lost completions", crashes: true, requeue: .02, lostComplete: .02, parts: .1},
+	{name: "kills, requeues and lost completions", crashes: true, requeue: .02, scheduled: .5, lostComplete: .02, parts: .1},
 	{name: "kills and points lost by the other side", crashes: true, rollback: .3},
 	{name: "audits that fail", audits: true, lostIssue: .1},
 	{name: "kills and audits that fail", crashes: true, audits: true, lostIssue: .1, storms: true},
@@ -65,7 +66,7 @@ var variants = []variant{
 	{name: "kills and programs that are skipped", crashes: true, lostIssue: .05, counted: true},
 	{name: "a replica from before and programs that are skipped", there: true, lostIssue: .05, counted: true},
 	{name: "M skipped programs looked for too early", lostIssue: .05, countedEarly: true, counted: true, mutant: true},
-	{name: "a spare program", lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, requeue: .02, parts: .1, alike: .5},
+	{name: "a spare program", lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, requeue: .02, scheduled: .5, parts: .1, alike: .5},
 	{name: "a spare program and kills", crashes: true, lostIssue: .2, lostComplete: .05, oneEnd: true, counted: true, spares: true, parts: .1, alike: .5},
 	{name: "M skips of the spare program not counted", lostIssue: .2, counted: true, spares: true, confident: true, mutant: true},
 	{name: "M spare program trusts an entry left by another request", lostIssue: .5, lostComplete: .3, oneEnd: true, counted: true, spares: true, credulous: true, mutant: true},
