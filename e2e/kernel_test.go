@@ -34,6 +34,7 @@ var notInGuest = map[string]map[string]string{
 		"^TestEngine_Follows$/granules":                        "the same once more",
 		"^TestEngine_Follows$/comparing":                       "what it asks of the kernel is as old as diskstats; it takes as long as the rest of the test",
 		"^TestEngine_Oracle$/^(files|memory)$":                 "the busiest of its loads is enough there",
+		"^TestMutants$":                                        "builds the package several times",
 		"^TestEngine_(OracleMutations|KilledMutations)$":       "shows what the judge sees, not what the kernel does",
 		"^TestEngine_(Killed|AdoptsNot)$":                      "takes most of a minute there; what the kernel keeps the other tests of pins show",
 		"^TestEngine_FreeSpace(Copied|Rescan|Adopted)$":        "the engine alone, with the maps that TestEngine_FreeSpace and TestFSMap_Batches ask for",
