@@ -383,8 +383,8 @@ func TestMutants(t *testing.T) {
 		"GroupMayWrite":      {File: "devices.go", From: "&^0o020", To: "", Tests: "TestReadable$"},
 		"ListMayWrite":       {File: "acl.go", From: "mayRead = 4", To: "mayRead = 6", Tests: "TestReadable$"},
 		"GroupTakenOver":     {File: "devices.go", From: "st.Mode&0o040 == 0 || st.Gid == 0", To: "st.Mode&0o040 == 0 || int(st.Gid) != disks", Tests: "TestReadable$"},
-		"NextGroupListed":    {File: "devices.go", From: "unlistReader(path, st.Mode, group)", To: "error(nil)", Tests: "TestUnreadable$"},
-		"NextGroupMayRead":   {File: "devices.go", From: "os.Lchown(path, -1, 0)", To: "error(nil)", Tests: "TestUnreadable$"},
+		"NextGroupListed":    {File: "devices.go", From: "unlistReader(same, st.Mode, group)", To: "error(nil)", Tests: "TestUnreadable$"},
+		"NextGroupMayRead":   {File: "devices.go", From: "os.Chown(same, -1, 0)", To: "error(nil)", Tests: "TestUnreadable$"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
