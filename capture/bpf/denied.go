@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +29,9 @@ func explain(err, memlock error) error {
 	case errors.Is(err, unix.ENOSYS):
 		return &deniedError{err, "this kernel is built without bpf(2) (CONFIG_BPF_SYSCALL)"}
 	case !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES):
+		if lacksAtomics() {
+			return &deniedError{err, "this kernel is too old to track writes: its BPF has no atomic exchange (Linux 5.12); 5.13 is the oldest that tracks"}
+		}
 		return err
 	}
 	if lacks := missingCapabilities(); len(lacks) > 0 {
@@ -40,6 +45,22 @@ func explain(err, memlock error) error {
 		return &deniedError{err, fmt.Sprintf("the limit of locked memory is too low and cannot be raised (%v): LimitMEMLOCK=infinity, or ulimit -l unlimited", memlock)}
 	}
 	return &deniedError{err, fmt.Sprintf("something forbids bpf(2), seccomp or a security module (SELinux, AppArmor): allow it to the agent (%v)", errnoOf(err))}
+}
+
+// lacksAtomics is whether the kernel takes programs, but none with an atomic exchange.
+func lacksAtomics() bool {
+	takes := func(change asm.Instruction) error {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "GPL", Instructions: asm.Instructions{
+			asm.Mov.Imm(asm.R0, 0), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord), change, asm.Mov.Imm(asm.R0, 0), asm.Return(),
+		}})
+		if err == nil {
+			err = p.Close()
+		}
+		return err
+	}
+	exchange := asm.Xchg.Mem(asm.RFP, asm.R0, asm.DWord, -8)
+	exchange.Constant = 0xe1 // BPF_XCHG, which Mem of cilium/ebpf 0.22 does not encode
+	return takes(asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord)) == nil && errors.Is(takes(exchange), unix.EINVAL)
 }
 
 func errnoOf(err error) error {
