@@ -63,7 +63,7 @@ type State string
 // The states of a machine.
 const (
 	Running State = "RUNNING"
-	Paused  State = "PAUSED"  // its disks are out of reach; it goes on when they are back
+	Paused  State = "PAUSED"  // its disks are out of reach, and it goes on when they are back; or QEMU has given it up
 	Stopped State = "STOPPED" // it powered off, or its process died
 )
 

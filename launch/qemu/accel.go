@@ -7,6 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -79,6 +82,20 @@ func (t *Target) accelerator(ctx context.Context) (string, error) {
 	return accel, nil
 }
 
+// virtualizes is whether an x86 processor runs guests itself, by the text of /proc/cpuinfo.
+// There are KVMs that do it in software (pvm, where a cloud's machine has no nested
+// virtualization): the probe's guest passes, but kernels that were not made for it crawl, and stop
+// some minutes later with an internal error.
+func virtualizes(cpuinfo string) bool {
+	for line := range strings.Lines(cpuinfo) {
+		if name, flags, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "flags" {
+			list := strings.Fields(flags)
+			return slices.Contains(list, "vmx") || slices.Contains(list, "svm")
+		}
+	}
+	return false
+}
+
 // hostAccel is the default of Options.Accel.
 func (t *Target) hostAccel(ctx context.Context) (string, error) {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
@@ -86,6 +103,14 @@ func (t *Target) hostAccel(ctx context.Context) (string, error) {
 		return TCG, nil //nolint:nilerr // there is no KVM, or none for us
 	}
 	f.Close()
+	cpus, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", err
+	}
+	if runtime.GOARCH == "amd64" && !virtualizes(string(cpus)) {
+		t.log.Warn("/dev/kvm is there, but the processor does not virtualize (no vmx or svm in /proc/cpuinfo): machines will be slow")
+		return TCG, nil
+	}
 	works, err := probeAccel(ctx, t.opts.QEMU, KVM)
 	if err != nil {
 		return "", err

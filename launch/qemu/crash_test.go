@@ -192,6 +192,16 @@ func TestProbe(t *testing.T) {
 	if err := os.WriteFile(fake, []byte("#!/bin/sh\nexec sleep 60\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	for text, want := range map[string]bool{
+		"processor\t: 0\nvmx flags\t: vnmi\nflags\t\t: fpu vme vmx sse\n": true,
+		"flags\t\t: fpu svm\n":                                true,
+		"vmx flags\t: vnmi\nflags\t\t: fpu vmxnet svm_lock\n": false,
+		"": false,
+	} {
+		if got := virtualizes(text); got != want {
+			t.Errorf("%q: got %v", text, got)
+		}
+	}
 	began := time.Now()
 	if works, err := probeAccel(t.Context(), fake, KVM); err != nil || works || time.Since(began) > probeTimeout+5*time.Second {
 		t.Errorf("hanging: got %v, %v after %v", works, err, time.Since(began))

@@ -107,13 +107,15 @@ func (in *instance) follow(ctx context.Context) {
 	}
 }
 
-func (in *instance) setState(s launch.State) {
+// setState reports whether the state was another one.
+func (in *instance) setState(s launch.State) (changed bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.state != s {
+	if changed = in.state != s; changed {
 		in.log.Info("instance state", "state", s)
 		in.state = s
 	}
+	return changed
 }
 
 func (in *instance) firstBoot() (launch.FirstBoot, time.Time) {
@@ -196,6 +198,10 @@ func (in *instance) followMachine(ctx context.Context) error {
 		in.setState(launch.Paused)
 		if err := m.do("cont", nil, nil); err != nil {
 			return err
+		}
+	case "internal-error":
+		if in.setState(launch.Paused) {
+			in.log.Error("the machine was stopped by an internal error of KVM or QEMU, and cannot go on", "hint", "the kernel's log may say why; terminate it, and launch it on a host whose processor virtualizes")
 		}
 	default:
 		in.setState(launch.Paused)
