@@ -149,17 +149,21 @@ func TestDamage_FlippedByteUnsealed(t *testing.T) {
 	if c.sealed || len(c.marks) != len(m.order) {
 		t.Fatalf("seed %d: the last segment has %d commits", seed, len(c.marks))
 	}
-	durable := uint64(align)
+	durable, starts := uint64(align), []uint64{}
 	for off := uint64(align); off < c.end; {
 		r, err := s.recordAt(off)
 		if err != nil {
 			t.Fatal(err)
 		}
+		starts = append(starts, off)
 		durable = max(durable, r.durable)
 		off += r.size()
 	}
-	for range 200 / share {
+	for k := range 200 / share {
 		i := cfs.rand.IntN(len(node.data))
+		if k%2 == 0 { // at the beginning of a record, which most bytes are not
+			i = int(starts[cfs.rand.IntN(len(starts))]) + cfs.rand.IntN(recordSize+tagSize)
+		}
 		node.data[i] ^= 0x10
 		n, err := m.look(t)
 		if uint64(i) < durable {
