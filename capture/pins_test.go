@@ -373,7 +373,6 @@ func TestEngine_DiskComesBack(t *testing.T) {
 			if err := e.Close(); err != nil {
 				t.Fatal(err)
 			}
-			p.back(t)
 			return openEngine(t, p.o)
 		},
 	} {
